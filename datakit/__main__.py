@@ -1,0 +1,5 @@
+"""`python -m datakit`."""
+
+from datakit.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""Structure: lines, values and columns. Most of these are raised where the row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from datakit.checks.declare import Check, Row
+
+
+MEDIA: Final = frozenset({"audios", "audio", "videos", "video"})
+
+
+def media_counts(record: Row, rest: Row) -> Iterator[tuple[str, str]]:
+    images = record.get("images")
+    if not images:
+        return
+    messages = [m for value in record.values() if isinstance(value, list) for m in value if isinstance(m, dict)]
+    places = sum(_places(m.get("content")) for m in messages)
+    if places and places != len(images):
+        yield "images", f"{places} image placeholders for {len(images)} images"
+
+
+def _places(content: Any) -> int:
+    if isinstance(content, str):
+        return content.count("<image>")
+    if isinstance(content, list):
+        return sum(isinstance(part, dict) and part.get("type") in ("image", "image_url") for part in content)
+    return 0
+
+
+def media_left(record: Row, rest: Row) -> Iterator[tuple[str, str]]:
+    for name in sorted(MEDIA):
+        if rest.get(name):
+            yield name, "kept in dk_meta; no trainer column carries it"
+
+
+STRUCTURE: Final = (
+    Check("DK101", "json-invalid", "error", "Every line is one JSON value.", "Repair the line; the byte offset says where it breaks."),
+    Check("DK102", "encoding-invalid", "error", "Text is valid UTF-8 without lone surrogates.", "Re-export the file as UTF-8."),
+    Check("DK103", "column-missing", "error", "The columns that the format needs are present.", "Add the column, or name another with --format or --map."),
+    Check("DK104", "type-mismatch", "error", "Every value has the type that its column needs.", "Repair the value; the path says which."),
+    Check("DK105", "format-drift", "warning", "All rows of a file have one format.", "Split the file by format if the rows should not be mixed."),
+    Check("DK106", "empty-record", "error", "A row has content.", "Remove the row."),
+    Check("DK107", "unknown-keys", "note", "Keys that no column takes are kept in dk_meta.", "Nothing, or map them with --map."),
+    Check("DK108", "duplicate-json-key", "error", "No object has the same key twice; parsers disagree on which one counts.", "Keep one of the two."),
+    Check("DK109", "nonfinite-number", "error", "Numbers are finite; NaN and Infinity are not JSON.", "Write null or a number."),
+    Check("DK111", "media-count", "error", "There are as many images as placeholders.", "Add the missing image or remove the placeholder.", "media", media_counts),
+    Check("DK112", "not-an-object", "error", "Every line is a JSON object.", "Wrap the value in an object with named columns."),
+    Check("DK113", "number-out-of-range", "error", "Integers fit 64 bits; longer ones would lose digits.", "Write the number as a text."),
+    Check("DK114", "too-deep", "error", "Values nest at most 64 levels.", "Flatten the value or write it as a text."),
+    Check("DK115", "line-too-long", "error", "A line is at most 64 MiB.", "Split the row; nothing trains on that much text at once."),
+    Check("DK116", "several-values", "error", "A line holds one JSON value only.", "Put each object on a line of its own."),
+    Check("DK117", "media-unsupported", "warning", "Audio and video have no trainer column.", "Remove the rows, or keep them for a trainer of your own.", "media", media_left),
+    Check("DK118", "empty-file", "error", "An input holds at least one row.", "Leave the file out, or find out why it is empty.", "set"),
+    Check("DK119", "byte-order-mark", "note", "A byte order mark at the start of a file is removed.", "Nothing."),
+    Check("DK120", "not-lossless", "error", "A row can be carried to the form that --to asks for without loss.", "Ask for another form, or quarantine the row."),
+    Check("DK121", "resource-limit", "error", "A row can be read within the memory of a worker.", "Split the row."),
+)  # fmt: skip

@@ -1,0 +1,266 @@
+"""The command line: one command per verb; each parses, calls the verb of the same name, and prints what it returned."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import click
+import orjson
+
+import datakit
+from datakit import show
+from datakit.errors import DatakitError, InternalError, UsageError
+from datakit.plan import SHARD_SIZE
+from datakit.report import Report
+from datakit.terminal import safe
+
+EPILOG: Final = (
+    "Exit codes: 0 passed, 1 the data fails, 2 wrong call, 3 could not judge, 4 not written, 70 internal, "
+    "75 locked by another run, 130 and 143 interrupted."
+)
+
+
+class Interrupted(BaseException):
+    """A signal asked for an end; what is finished is kept for the next run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
+
+
+class Group(click.Group):
+    """Turns errors into one message on stderr, one JSON object on stdout where asked for, and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        arguments = list(kwargs.get("args") or (args[0] if args and args[0] is not None else sys.argv[1:]))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        try:
+            code = super().main(*args, **kwargs)
+            sys.stdout.flush()
+        except click.exceptions.Abort:
+            code = 130
+        except click.ClickException as error:
+            code = _fail(UsageError(_click_message(error), _click_hint(error)), arguments)
+        except Interrupted as error:
+            click.echo("interrupted; run the same command again to go on", err=True)
+            code = error.exit_code
+        except BrokenPipeError:
+            sys.stderr.close()
+            code = 0
+        except DatakitError as error:
+            code = _fail(error, arguments)
+        except Exception as error:  # a defect of ours, told as such
+            import traceback
+
+            click.echo(safe(traceback.format_exc(), 4000).replace("\\x0a", "\n"), err=True)
+            code = _fail(InternalError(f"{type(error).__name__}: {error}", "Please report this."), arguments)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _click_message(error: click.ClickException) -> str:
+    return error.format_message()
+
+
+def _click_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Try: {context.command_path} --help" if context is not None else "Try: datakit --help"
+
+
+def _fail(error: DatakitError, arguments: list[str]) -> int:
+    if "--json" in arguments:
+        report = Report(next((a for a in arguments if not a.startswith("-")), "datakit"), exit_code=error.exit_code)
+        report.error = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+        report.verdict = "not judged"
+        _print_json(report.to_json())
+    show.error(error)
+    return error.exit_code
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.flush()
+
+
+def _done(report: Report, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        show.report(report)
+    if report.exit_code:
+        raise click.exceptions.Exit(report.exit_code)
+
+
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(datakit.__version__, prog_name="datakit")
+def main() -> None:
+    """Post-training data in any common shape, as Parquet shards that account for every row.
+
+    \b
+    datakit convert raw/*.jsonl -o shards/     detect the format, say why, convert
+    datakit validate shards/                   judge any file or shard folder
+    datakit verify shards/                     are the shards what the manifest says
+    """
+
+
+# ---------------------------------------------------------------- options that several commands share
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout (schemas/report.json).")
+_to = click.option("--to", metavar="KIND[:FORM]", help="What to become: sft, sft:prompt_completion, preference:implicit, kto, prompt, ...")  # fmt: skip
+_format = click.option("--format", metavar="NAME", help="Read every input as this format. `datakit formats` lists them.")
+_map = click.option("--map", metavar="FILE", help="What your columns mean: a TOML file, or dataset_info.json:NAME.")
+_split = click.option("--split", multiple=True, metavar="NAME[=GLOB]", help="A split and the inputs that belong to it; repeat for several.")  # fmt: skip
+_max_bad = click.option("--max-bad", metavar="AMOUNT", help='Bad rows that are tolerated: "0.1 %" or "20 rows".')
+_fail_on = click.option("--fail-on", type=click.Choice(["error", "warning", "never"]), default="error", show_default=True, help="The severity from which findings fail the run.")  # fmt: skip
+_workers = click.option("--workers", type=click.IntRange(1), metavar="N", help="Parsing processes; one per core by default, at most 8. The output is the same for any number.")  # fmt: skip
+
+
+def _severities(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    changes: dict[str, str] = {}
+    for value in values:
+        name, equals, severity = value.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{value!r} is not CHECK=SEVERITY, such as DK202=error")
+        changes[name] = severity
+    return changes
+
+
+_severity = click.option("--severity", multiple=True, callback=_severities, metavar="CHECK=LEVEL", help="Judge a check as error, warning, note or off; repeat for several.")  # fmt: skip
+_inputs = click.argument("inputs", nargs=-1, metavar="INPUT...")
+
+
+def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+@contextmanager
+def _progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress line on stderr, where a person is looking at it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with show.progress(words) as update:
+        yield update
+
+
+# ---------------------------------------------------------------- the verbs
+
+
+@main.command(epilog=EPILOG)
+@_inputs
+@click.option("-o", "--output", default="", metavar="DIR", help="The folder of the shards; whole or absent, never half.")
+@_options(_to, _format, _map, _split)
+@click.option("--on-bad-row", type=click.Choice(["fail", "quarantine"]), default="fail", show_default=True, help="fail: write nothing. quarantine: put bad rows into rejects/, within --max-bad.")  # fmt: skip
+@_options(_max_bad, _fail_on, _severity)
+@click.option("--reasoning", type=click.Choice(["keep", "split", "inline"]), default="keep", show_default=True, help="<think> texts: keep, split to reasoning_content, or inline (the inverse).")  # fmt: skip
+@click.option("--from-rejects", metavar="DIR", help="Instead of inputs: a rejects folder whose `raw` texts you repaired.")
+@_workers
+@click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Decoded input bytes per shard.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")
+@_json
+def convert(as_json: bool, **options: Any) -> None:
+    """Convert files to a folder of Parquet shards.
+
+    INPUT is a file (.jsonl .json .csv .tsv .parquet .arrow, texts also .gz .zst .bz2), a folder, a glob, a shard
+    folder, `hf:NAME`, or - for standard input. The format is detected from the values of many rows; where two explain
+    them equally well you are asked. Every row ends in a shard or, with its reason, in rejects/.
+
+    \b
+    datakit convert raw/*.jsonl -o shards/
+    datakit convert chat.jsonl -o shards/ --on-bad-row quarantine --max-bad "0.1 %"
+    datakit convert --split train='raw/tr*.jsonl' --split test='raw/te*.jsonl' -o shards/
+    """
+    with _progress("converting") as progress:
+        report = datakit.convert(**options, progress=progress)
+    _done(report, as_json)
+
+
+@main.command(epilog=EPILOG)
+@_inputs
+@_options(_to, _format, _map, _split, _max_bad, _fail_on, _severity, _workers, _json)
+def validate(as_json: bool, **options: Any) -> None:
+    """Judge files or a shard folder, and write nothing.
+
+    \b
+    datakit validate raw/*.jsonl
+    datakit validate shards/ --fail-on warning --json > report.json
+    """
+    with _progress("validating") as progress:
+        report = datakit.validate(**options, progress=progress)
+    _done(report, as_json)
+
+
+@main.command(epilog=EPILOG)
+@click.argument("folder", metavar="DIR")
+@_json
+def verify(folder: str, as_json: bool) -> None:
+    """Compare a shard folder with its manifest, byte by byte."""
+    _done(datakit.verify(folder), as_json)
+
+
+@main.command(epilog=EPILOG)
+@click.argument("folder", metavar="DIR")
+@_json
+def stats(folder: str, as_json: bool) -> None:
+    """Lengths, turns, roles, tools, labels and sources of a shard folder."""
+    _done(datakit.stats(folder), as_json)
+
+
+@main.command(epilog=EPILOG)
+@click.argument("folder", metavar="DIR")
+@click.option("--jsonl", required=True, metavar="FILE", help="The file to write.")
+@click.option("--split", metavar="NAME", help="Only this split.")
+@click.option("--all", is_flag=True, help="The dk_ columns too.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
+@_json
+def export(as_json: bool, **options: Any) -> None:
+    """Write the rows of a shard folder as JSON Lines."""
+    _done(datakit.export(**options), as_json)
+
+
+@main.command(epilog=EPILOG)
+@click.argument("inputs", nargs=-1, required=True, metavar="FILE...")
+@_options(_to, _json)
+def detect(inputs: tuple[str, ...], to: str | None, as_json: bool) -> None:
+    """Say what a file is, and why."""
+    _done(datakit.detect(inputs, to=to), as_json)
+
+
+@main.command()
+@_json
+def formats(as_json: bool) -> None:
+    """List the source formats."""
+    entries = datakit.formats()
+    _print_json(entries) if as_json else show.formats(entries)
+
+
+@main.command()
+@_json
+def checks(as_json: bool) -> None:
+    """List the checks."""
+    entries = datakit.checks()
+    _print_json(entries) if as_json else show.checks(entries)
+
+
+@main.command()
+@click.argument("name", metavar="ID")
+@_json
+def explain(name: str, as_json: bool) -> None:
+    """Explain a check, such as DK302 or arguments-not-object."""
+    entry = datakit.explain(name)
+    _print_json(entry) if as_json else show.explain(entry)

@@ -1,0 +1,331 @@
+"""From a raw row to the trainer columns of its format's layout: one function per kind, driven by the declaration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import orjson
+
+from datakit.findings import BadRow, shown
+from datakit.formats.declare import Format, Record, Row, leftover, look
+from datakit.messages import CONTENT_KEYS, Context, Message, Turn, read_messages, read_tools
+
+Slots = Mapping[str, Any]
+
+
+def normalise(format: Format, row: Row, context: Context) -> tuple[Record, Row]:
+    """The trainer columns of a row, and what no column took.
+
+    Raises:
+        BadRow: the row does not fit its format.
+    """
+    if format.parse is not None:
+        slots, taken = format.parse(row, context)
+        dotted = False
+    else:
+        slots, taken, dotted = {}, format.taken, format.dotted
+        for slot, path in format.columns.items():
+            value = look(row, path)[1] if dotted else row.get(path)
+            if value is not None:
+                slots[slot] = value
+    record = BUILDERS[format.layout.kind](format, slots, context)
+    if "tools" in slots or "images" in slots or "chat_template_kwargs" in slots:
+        _carry(slots, record)
+    rest = leftover(row, taken) if dotted or not taken.issuperset(row) else {}
+    if format.copies:
+        _check_copies(format, slots, record, rest)
+    if context.left:
+        rest["dk_turns"] = context.left
+    return record, rest
+
+
+def _text(slots: Slots, slot: str) -> str:
+    value = slots.get(slot)
+    if not isinstance(value, str):
+        if slot not in slots:
+            raise BadRow("DK103", slot, "missing or null")
+        raise BadRow("DK104", slot, f"expected a text, found {shown(value)}")
+    return value
+
+
+def _context_messages(format: Format, slots: Slots, context: Context) -> list[Message]:
+    """system + history + turns or user text, whichever the row has."""
+    messages: list[Message] = []
+    if isinstance(turns := slots.get("messages"), list):
+        messages = read_messages(turns, format.turn, context, format.columns.get("messages", "messages"))
+    elif "messages" in slots:
+        raise BadRow("DK104", "messages", f"expected a list of turns, found {shown(slots['messages'])}")
+    if "history" in slots:
+        messages = _history(slots["history"]) + messages
+    if "prompt" in slots:
+        messages = messages + _as_messages(slots["prompt"], "user", format.turn, context, "prompt")
+    if "user" in slots or "input" in slots:
+        parts = [_text(slots, slot) for slot in ("user", "input") if slots.get(slot) not in (None, "")]
+        if not parts and not messages:
+            raise BadRow("DK207", format.columns.get("user", "user"), "the instruction is empty")
+        messages.append({"role": "user", "content": "\n".join(parts)})
+    return _with_system(slots.get("system"), messages)
+
+
+def _with_system(system: object, messages: list[Message]) -> list[Message]:
+    if system is None or system == "":
+        return messages
+    if not isinstance(system, str):
+        raise BadRow("DK104", "system", f"expected a text, found {shown(system)}")
+    if messages and messages[0]["role"] == "system":
+        if messages[0].get("content") != system:
+            raise BadRow("DK211", "system", "the system column and the first message differ")
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _history(value: object) -> list[Message]:
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value) if value.strip() else []
+        except orjson.JSONDecodeError:
+            raise BadRow("DK104", "history", f"expected a list of pairs, found {shown(value)}") from None
+    if not isinstance(value, list):
+        raise BadRow("DK104", "history", f"expected a list of pairs, found {shown(value)}")
+    messages: list[Message] = []
+    for index, pair in enumerate(value):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
+            raise BadRow("DK104", f"history[{index}]", f"expected [question, answer], found {shown(pair)}")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return messages
+
+
+def _as_messages(value: object, role: str, turn: Turn, context: Context, path: str) -> list[Message]:
+    """A text, one message or a list of messages, as messages."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if isinstance(value, dict):
+        if not any(key in value for key in CONTENT_KEYS):
+            raise BadRow("DK104", path, f"expected a message, found {shown(value)}")
+        return read_messages([value], turn, context, path)
+    if isinstance(value, list):
+        return read_messages(value, turn, context, path)
+    raise BadRow("DK104", path, f"expected a text or messages, found {shown(value)}")
+
+
+def _answer(format: Format, slots: Slots, slot: str, prompt: list[Message], context: Context) -> list[Message]:
+    """An answer as messages; a whole conversation loses the prompt that it repeats."""
+    if slot not in slots:
+        raise BadRow("DK103", format.columns.get(slot, slot), "missing or null")
+    messages = _as_messages(slots[slot], "assistant", format.turn, context, format.columns.get(slot, slot))
+    if messages and messages[0]["role"] in ("system", "user", "developer"):
+        bare = prompt[1:] if prompt and prompt[0]["role"] == "system" and messages[0]["role"] != "system" else prompt
+        if not bare or messages[: len(bare)] != bare:
+            raise BadRow("DK402", slot, "does not begin with the prompt")
+        messages = messages[len(bare) :]
+    if not messages:
+        raise BadRow("DK106", slot, "no answer")
+    return messages
+
+
+def _sft(format: Format, slots: Slots, context: Context) -> Record:
+    form = format.layout.form
+    if form == "text":
+        return {"text": _text(slots, "text")}
+    if form == "prompt_completion":
+        if not format.layout.conversational:
+            return {"prompt": _text(slots, "prompt"), "completion": _text(slots, "completion")}
+        prompt = _context_messages(format, slots, context)
+        return {"prompt": prompt, "completion": _answer(format, slots, "completion", prompt, context)}
+    messages = _context_messages(format, slots, context)
+    if "assistant" in format.columns or "assistant" in slots:
+        messages.append({"role": "assistant", "content": _text(slots, "assistant")})
+    if not messages:
+        raise BadRow("DK106", format.columns.get("messages", ""), "no messages")
+    return {"messages": messages}
+
+
+def _preference(format: Format, slots: Slots, context: Context) -> Record:
+    slots = _decided(format, slots)
+    layout = format.layout
+    if not layout.conversational:
+        return {column.name: _text(slots, column.name) for column in layout.columns}
+    if layout.form == "implicit":
+        turn = format.turn
+        return {
+            side: _as_messages(slots.get(side), "assistant", turn, context, side) for side in ("chosen", "rejected")
+        }
+    prompt = _context_messages(format, slots, context)
+    chosen, rejected = (_answer(format, slots, side, prompt, context) for side in ("chosen", "rejected"))
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _decided(format: Format, slots: Slots) -> Slots:
+    """For comparisons: `first` and `second` as chosen and rejected, by the winner column or by their scores."""
+    if "first" not in slots or "second" not in slots:
+        return slots
+    if "score_first" in slots:
+        a, b = slots["score_first"], slots.get("score_second")
+        if not all(isinstance(x, int | float) for x in (a, b)):
+            raise BadRow("DK104", "score", f"expected two numbers, found {shown(a)} and {shown(b)}")
+        verdict = "tie" if a == b else "first" if a > b else "second"
+    else:
+        names = [slot for slot in format.columns if slot.startswith("winner")]
+        votes = Counter(_verdict(format, slots.get(name), format.columns[name]) for name in names)
+        best, count = votes.most_common(1)[0]
+        verdict = best if 2 * count > votes.total() else "tie"
+    if verdict == "tie":
+        raise BadRow("DK410", "", "neither answer wins, so there is nothing to prefer")
+    pair = (slots["first"], slots["second"]) if verdict == "first" else (slots["second"], slots["first"])
+    return {**slots, "chosen": pair[0], "rejected": pair[1]}
+
+
+def _verdict(format: Format, value: object, path: str) -> str:
+    try:
+        return format.wins[value]
+    except (KeyError, TypeError):
+        allowed = ", ".join(map(str, format.wins))
+        raise BadRow("DK104", path, f"expected one of {allowed}, found {shown(value)}") from None
+
+
+TRUE_WORDS: Final[Mapping[object, bool]] = {True: True, False: False, "true": True, "false": False, "True": True,
+                                            "False": False, "1": True, "0": False}  # fmt: skip
+
+
+def _label(format: Format, value: object) -> bool:
+    words = {**TRUE_WORDS, **format.labels}
+    try:
+        return words[value]
+    except (KeyError, TypeError):
+        allowed = ", ".join(sorted({str(word).lower() for word in words}))
+        raise BadRow("DK501", format.columns.get("label", "label"), f"not one of {allowed}: {shown(value)}") from None
+
+
+def _kto(format: Format, slots: Slots, context: Context) -> Record:
+    if "label" not in slots:
+        raise BadRow("DK103", format.columns.get("label", "label"), "missing or null")
+    label = _label(format, slots["label"])
+    if not format.layout.conversational:
+        return {"prompt": _text(slots, "prompt"), "completion": _text(slots, "completion"), "label": label}
+    prompt = _context_messages(format, slots, context)
+    if "completion" in format.columns or "completion" in slots:
+        completion = _answer(format, slots, "completion", prompt, context)
+    else:
+        prompt, completion = split_last_answer(prompt)
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
+def split_last_answer(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """A conversation cut before its last run of assistant messages (results of tools between them included).
+
+    Raises:
+        BadRow: it does not end on an assistant message.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise BadRow("DK203", "messages", "the conversation does not end on an assistant turn")
+    cut = len(messages)
+    while cut and messages[cut - 1]["role"] in ("assistant", "tool"):
+        cut -= 1
+    return messages[:cut], messages[cut:]
+
+
+def _prompt(format: Format, slots: Slots, context: Context) -> Record:
+    if not format.layout.conversational:
+        return {"prompt": _text(slots, "prompt")}
+    return {"prompt": _context_messages(format, slots, context)}
+
+
+def _trajectory(format: Format, slots: Slots, context: Context) -> Record:
+    reward = slots.get("reward")
+    if reward is not None and (isinstance(reward, bool) or not isinstance(reward, int | float)):
+        raise BadRow("DK104", "reward", f"expected a number, found {shown(reward)}")
+    messages = _context_messages(format, slots, context)
+    return {"messages": messages, "reward": None if reward is None else float(reward)}
+
+
+def _ranked(format: Format, slots: Slots, context: Context) -> Record:
+    answers, scores = slots.get("completions"), slots.get("scores")
+    if not isinstance(answers, list) or not answers:
+        raise BadRow("DK104", "completions", f"expected a list of answers, found {shown(answers)}")
+    if not isinstance(scores, list) or len(scores) != len(answers):
+        raise BadRow("DK104", "scores", f"expected {len(answers)} scores, found {shown(scores)}")
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in scores):
+        raise BadRow("DK104", "scores", "expected numbers only")
+    sign = -1.0 if format.lower_is_better else 1.0
+    numbers = [sign * x for x in scores]
+    if not format.layout.conversational:
+        if not all(isinstance(x, str) for x in answers):
+            raise BadRow("DK104", "completions", "expected texts only")
+        return {"prompt": _text(slots, "prompt"), "completions": answers, "scores": numbers}
+    prompt = _context_messages(format, slots, context)
+    read = [_answer(format, {"completion": answer}, "completion", prompt, context) for answer in answers]
+    return {"prompt": prompt, "completions": read, "scores": numbers}
+
+
+def _stepwise(format: Format, slots: Slots, context: Context) -> Record:
+    steps, labels = slots.get("completions"), slots.get("labels")
+    if not isinstance(steps, list) or not steps or not all(isinstance(x, str) for x in steps):
+        raise BadRow("DK104", "completions", f"expected a list of texts, found {shown(steps)}")
+    if not isinstance(labels, list) or len(labels) != len(steps):
+        raise BadRow("DK104", "labels", f"expected {len(steps)} labels, found {shown(labels)}")
+    return {"prompt": _text(slots, "prompt"), "completions": steps, "labels": [_label(format, x) for x in labels]}
+
+
+def _tokenized(format: Format, slots: Slots, context: Context) -> Record:
+    record: Record = {}
+    for column in format.layout.columns:
+        ids = slots.get(column.name)
+        if ids is None and column.nullable:
+            record[column.name] = None
+            continue
+        if not isinstance(ids, list) or not all(type(x) is int and -(2**31) <= x < 2**31 for x in ids):
+            raise BadRow("DK104", column.name, f"expected a list of 32-bit integers, found {shown(ids)}")
+        if len(ids) != len(slots["input_ids"]):
+            raise BadRow("DK711", column.name, f"{len(ids)} values for {len(slots['input_ids'])} tokens")
+        record[column.name] = ids
+    return record
+
+
+BUILDERS: Final[Mapping[str, Callable[[Format, Slots, Context], Record]]] = {
+    "sft": _sft,
+    "preference": _preference,
+    "kto": _kto,
+    "prompt": _prompt,
+    "trajectory": _trajectory,
+    "ranked": _ranked,
+    "stepwise": _stepwise,
+    "tokenized": _tokenized,
+}
+
+
+def _carry(slots: Slots, record: Record) -> None:
+    if "tools" in slots and (tools := read_tools(slots["tools"])) is not None:
+        record["tools"] = tools
+    if "images" in slots:
+        images = slots["images"] if isinstance(slots["images"], list) else [slots["images"]]
+        if not all(isinstance(image, str) for image in images):
+            raise BadRow("DK104", "images", "expected paths or addresses; embedded images are not supported")
+        if images:
+            record["images"] = images
+    if kwargs := slots.get("chat_template_kwargs"):
+        if isinstance(kwargs, str):
+            try:
+                kwargs = orjson.loads(kwargs)
+            except orjson.JSONDecodeError:
+                kwargs = None
+        if not isinstance(kwargs, dict):
+            raise BadRow("DK104", "chat_template_kwargs", "expected an object")
+        record["chat_template_kwargs"] = kwargs
+
+
+def _check_copies(format: Format, slots: Slots, record: Record, rest: Row) -> None:
+    """A column that only repeats another is dropped where it does so exactly, and kept where it does not."""
+    for slot in format.copies:
+        if slot not in slots:
+            continue
+        value, same = slots[slot], False
+        if slot == "copy_of_chosen":
+            same = value == record["prompt"] + record["chosen"] if isinstance(value, list) else False
+        else:
+            messages = record.get("messages", record.get("prompt", []))
+            first = next((m for m in messages if m["role"] == "user"), {})
+            same = value == first.get("content")
+        if not same:
+            rest[format.columns[slot]] = value

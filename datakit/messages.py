@@ -1,0 +1,358 @@
+"""The message model, and the reader that brings the dialects of role/content and from/value turns to it.
+
+A message has a role (system, developer, user, assistant, tool) and a content (a string, a list of typed parts, or
+null), and where they apply `reasoning_content`, `tool_calls` with *object* arguments, `tool_call_id`, `name`, `weight`
+and `refusal`. Nothing is trimmed. An optional key that is null counts as absent, because Arrow exports pad with null;
+a null inside tool arguments is data and stays.
+
+Keys that the model does not know are handed to `Context.leave`, which keeps them with their place in the row.
+Dialects without call ids (ShareGPT tools, LLaMA-Factory parts) get `call_1`, `call_2`, ... and their results are
+paired in order, which is how these files are meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from datakit.findings import BadRow, Finding, shown
+
+Message = dict[str, Any]
+
+CALL: Final = "call"  # a turn whose text is a tool call
+
+ROLE_WORDS: Final[Mapping[str, str]] = {
+    word: role
+    for role, words in {
+        "system": "system System SYSTEM",
+        "developer": "developer",
+        "user": "user human human_1 prompter User USER Human HUMAN",
+        "assistant": "assistant gpt bot chatgpt bard bing model claude Assistant ASSISTANT Chatbot CHATBOT GPT",
+        "tool": "tool observation function function_response function-response tool_response ipython Tool TOOL",
+        CALL: "function_call tool_call function-call",
+    }.items()
+    for word in words.split()
+}
+
+ROLE_KEYS: Final = ("role", "from")
+CONTENT_KEYS: Final = ("content", "value", "text", "message")
+REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
+WEIGHT_KEYS: Final = ("weight", "loss_weight", "loss", "train", "training")
+PART_TEXT_KEYS: Final = ("text", "value", "content")
+TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+
+
+@dataclass(slots=True)
+class Context:
+    """What one row collects while it is read: findings that do not stop it, and keys that nothing took."""
+
+    notes: list[Finding] = field(default_factory=list)
+    left: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, id: str, path: str, note: str) -> None:
+        self.notes.append(Finding(id, path, note))
+
+    def leave(self, path: str, keys: Mapping[str, Any]) -> None:
+        self.left[path] = dict(keys)
+
+
+class Calls:
+    """Tool-call ids of one conversation: gives missing ones, and pairs results that name none, in order."""
+
+    __slots__ = ("made", "open")
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.open: list[str] = []
+
+    def call(self, id: object) -> str:
+        self.made += 1
+        name = id if isinstance(id, str) and id else f"call_{self.made}"
+        self.open.append(name)
+        return name
+
+    def result(self, id: object) -> str | None:
+        if isinstance(id, str) and id:
+            if id in self.open:
+                self.open.remove(id)
+            return id
+        return self.open.pop(0) if self.open else None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a format spells one turn: the keys of role and content, and what its role words mean."""
+
+    role: str = "role"
+    content: str = "content"
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLE_WORDS)
+
+
+OPENAI: Final = Turn()
+SHAREGPT: Final = Turn("from", "value")
+
+
+def read_messages(values: object, turn: Turn, context: Context, path: str) -> list[Message]:
+    """Turns of a dialect as messages.
+
+    Raises:
+        BadRow: the value is not a list of turns, or one of them cannot be understood.
+    """
+    if not isinstance(values, list):
+        raise BadRow("DK104", path, f"expected a list of turns, found {shown(values)}")
+    role_key, content_key, roles = turn.role, turn.content, turn.roles
+    messages: list[Message] = []
+    calls: Calls | None = None
+    for index, value in enumerate(values):
+        try:  # nine turns in ten are just a known role and a text
+            content = value[content_key]
+            if len(value) == 2 and type(content) is str:
+                role = roles[value[role_key]]
+                if role != "tool" and role != CALL:
+                    messages.append({"role": role, "content": content})
+                    continue
+        except (KeyError, TypeError, IndexError):
+            pass
+        calls = calls or Calls()
+        messages.extend(read_turn(value, turn, context, f"{path}[{index}]", calls))
+    return messages
+
+
+def read_turn(value: object, turn: Turn, context: Context, path: str, calls: Calls) -> list[Message]:
+    """One turn with anything in it."""
+    if not isinstance(value, dict):
+        raise BadRow("DK104", path, f"expected an object with a role and a content, found {shown(value)}")
+    rest = dict(value)
+    role = _role(rest, turn, path)
+    message: Message = {"role": "assistant" if role == CALL else role}
+    if role == CALL:
+        message["content"] = ""
+        message["tool_calls"] = _calls_in_text(_take(rest, (turn.content, *CONTENT_KEYS)), path, calls)
+    elif turn.content in rest or any(key in rest for key in CONTENT_KEYS):
+        _read_content(_take(rest, (turn.content, *CONTENT_KEYS)), message, path, calls)
+    _read_reasoning(rest, message, path)
+    _read_tool_calls(rest, message, context, path, calls)
+    _read_rest(rest, message, path, calls)
+    if "content" not in message and "tool_calls" not in message:
+        raise BadRow("DK104", path, f"a turn without content: {shown(value)}")
+    if rest:
+        context.leave(path, rest)
+    return [message]
+
+
+def _role(rest: Message, turn: Turn, path: str) -> str:
+    key = next((k for k in (turn.role, *ROLE_KEYS) if k in rest), None)
+    if key is None:
+        raise BadRow("DK201", path, f"no role; the turn is {shown(rest)}")
+    word = rest.pop(key)
+    role = turn.roles.get(word) if isinstance(word, str) else None
+    if role is None:
+        allowed = ", ".join(dict.fromkeys(turn.roles.values()))
+        raise BadRow("DK201", f"{path}.{key}", f"unknown role {shown(word)}; known words stand for {allowed}")
+    return role
+
+
+def _take(rest: Message, keys: Sequence[str]) -> Any:
+    return next((rest.pop(key) for key in keys if key in rest), None)
+
+
+def _read_content(value: object, message: Message, path: str, calls: Calls) -> None:
+    if value is None or isinstance(value, str):
+        message["content"] = value
+    elif isinstance(value, list):
+        parts, reasoning, tool_calls, plain = read_parts(value, path, calls)
+        message["content"] = parts[0]["text"] if plain and len(parts) == 1 else ("" if plain and not parts else parts)
+        if reasoning:
+            message["reasoning_content"] = "\n".join(reasoning)
+        if tool_calls:
+            message["tool_calls"] = tool_calls
+    else:
+        raise BadRow("DK104", f"{path}.content", f"expected a string, a list of parts or null, found {shown(value)}")
+
+
+def read_parts(
+    values: list[Any], path: str, calls: Calls
+) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]], bool]:
+    """Typed parts: content parts, reasoning texts, tool calls, and whether they were LLaMA-Factory's plain texts.
+
+    LLaMA-Factory v1 wraps every text as `{"type": "text", "value": ...}`; a message of one such part is a string
+    elsewhere, and chat templates expect it so.
+    """
+    parts: list[dict[str, Any]] = []
+    reasoning: list[str] = []
+    tool_calls: list[dict[str, Any]] = []
+    plain = bool(values)
+    for index, part in enumerate(values):
+        here = f"{path}.content[{index}]"
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise BadRow("DK104", here, f"expected a part with a type, found {shown(part)}")
+        kind = part["type"]
+        if "value" not in part:
+            plain = False
+        if kind in TEXT_PARTS:
+            text = next((part[k] for k in PART_TEXT_KEYS if k in part), None)
+            if not isinstance(text, str):
+                raise BadRow("DK104", here, f"expected a text, found {shown(text)}")
+            others = {k: v for k, v in part.items() if k not in ("type", *PART_TEXT_KEYS)}
+            parts.append({"type": "text", "text": text, **others})
+        elif kind == "reasoning" and isinstance(part.get("value"), str):
+            reasoning.append(part["value"])
+        elif kind == "tool_call" and "value" in part:
+            tool_calls.extend(_calls_in_text(part["value"], here, calls))
+        else:
+            plain = False
+            parts.append(part)
+    return parts, reasoning, tool_calls, plain
+
+
+def _calls_in_text(text: object, path: str, calls: Calls) -> list[dict[str, Any]]:
+    """Tool calls written as JSON text: `{"name": ..., "arguments": {...}}` or a list of them."""
+    value = text
+    if isinstance(text, str):
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise BadRow("DK302", path, f"a tool call that is not JSON: {shown(text)}") from None
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise BadRow("DK302", path, "a tool call turn without a call")
+    return [read_call(v, path, calls)[0] for v in values]
+
+
+def read_call(value: object, path: str, calls: Calls) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One tool call in OpenAI's shape, and the keys that it had besides.
+
+    Accepts `{id, type, function: {name, arguments}}`, `{name, arguments}` and Llama Stack's
+    `{call_id, tool_name, arguments}`.
+    """
+    if not isinstance(value, dict):
+        raise BadRow("DK302", path, f"expected a tool call, found {shown(value)}")
+    inner = value.get("function", value)
+    if not isinstance(inner, dict):
+        raise BadRow("DK302", path, f"expected a function with a name, found {shown(inner)}")
+    name = inner.get("name", inner.get("tool_name"))
+    if not isinstance(name, str) or not name:
+        raise BadRow("DK302", path, f"a tool call without a name: {shown(value)}")
+    arguments = read_arguments(inner.get("arguments", inner.get("parameters")), path)
+    known = {"id", "call_id", "type", "function", "index"}
+    known |= {"name", "tool_name", "arguments", "parameters"} if inner is value else set()
+    rest = {k: v for k, v in value.items() if k not in known}
+    id = calls.call(value.get("id") or value.get("call_id"))
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}, rest
+
+
+def read_arguments(value: object, path: str) -> dict[str, Any]:
+    """Tool arguments as an object; a JSON text is parsed, and null or an empty text means no arguments."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        try:
+            parsed = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            raise BadRow("DK302", path, f"arguments that are not JSON: {shown(value)}") from None
+        value = parsed
+    if not isinstance(value, dict):
+        raise BadRow("DK302", path, f"arguments must be an object, found {shown(value)}")
+    return value
+
+
+def _read_reasoning(rest: Message, message: Message, path: str) -> None:
+    for key in REASONING_KEYS:
+        if key in rest and (rest[key] is None or isinstance(rest[key], str)):
+            value = rest.pop(key)
+            if value is not None:
+                if "reasoning_content" in message:
+                    raise BadRow("DK104", f"{path}.{key}", "reasoning is given twice in one message")
+                message["reasoning_content"] = value
+
+
+def _read_tool_calls(rest: Message, message: Message, context: Context, path: str, calls: Calls) -> None:
+    values = rest.pop("tool_calls", None)
+    legacy = rest.pop("function_call", None)
+    if values is None and legacy is None:
+        return
+    if isinstance(values, str):
+        try:
+            values = orjson.loads(values)
+        except orjson.JSONDecodeError:
+            raise BadRow("DK302", f"{path}.tool_calls", f"tool_calls that are not JSON: {shown(values)}") from None
+    if values is not None and not isinstance(values, list):
+        raise BadRow("DK302", f"{path}.tool_calls", f"expected a list of tool calls, found {shown(values)}")
+    read: list[dict[str, Any]] = message.get("tool_calls", [])
+    for index, value in enumerate(values or []):
+        here = f"{path}.tool_calls[{index}]"
+        call, left = read_call(value, here, calls)
+        if isinstance(value, dict) and "function" in value and not value.get("id"):
+            context.note("DK306", here, f"a call without an id; {call['id']} was given")
+        if left:
+            context.leave(here, left)
+        read.append(call)
+    if legacy is not None:
+        read.append(read_call(legacy, f"{path}.function_call", calls)[0])
+    if read:
+        message["tool_calls"] = read
+
+
+def _read_rest(rest: Message, message: Message, path: str, calls: Calls) -> None:
+    if message["role"] == "tool":
+        id = calls.result(_take(rest, ("tool_call_id", "call_id")))
+        if id is not None:
+            message["tool_call_id"] = id
+    for key in ("name", "refusal", "tool_call_id", "tool_name"):
+        if key in rest and (rest[key] is None or isinstance(rest[key], str)):
+            value = rest.pop(key)
+            if value is not None:
+                message["name" if key == "tool_name" else key] = value
+    for key in WEIGHT_KEYS:
+        if key in rest:
+            value = rest.pop(key)
+            if value is not None:
+                if not isinstance(value, bool | int | float):
+                    raise BadRow("DK209", f"{path}.{key}", f"expected a number or a boolean, found {shown(value)}")
+                message["weight"] = int(value) if isinstance(value, bool) else value
+            break
+
+
+def read_tools(value: object, path: str = "tools") -> list[dict[str, Any]] | None:
+    """Tool definitions in OpenAI's shape, or None where there are none.
+
+    Accepts a JSON text of any of these: OpenAI's wrapped functions, flat `{name, description, parameters}`,
+    Anthropic's `input_schema`, Gemini's `functionDeclarations`, and one object instead of a list.
+
+    Raises:
+        BadRow: the value holds something else.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            raise BadRow("DK301", path, f"tools that are not JSON: {shown(value)}") from None
+    if value is None or value == []:
+        return None
+    values = value if isinstance(value, list) else [value]
+    tools: list[dict[str, Any]] = []
+    for index, tool in enumerate(values):
+        declared = tool.get("functionDeclarations", tool.get("function_declarations")) if isinstance(tool, dict) else None
+        for one in declared if isinstance(declared, list) else [tool]:
+            tools.append(_read_tool(one, f"{path}[{index}]"))
+    return tools or None
+
+
+def _read_tool(tool: object, path: str) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise BadRow("DK301", path, f"expected a tool definition, found {shown(tool)}")
+    if "function" in tool:
+        return {"type": "function", **tool} if "type" not in tool else tool
+    if "input_schema" in tool:
+        rest = {k: v for k, v in tool.items() if k not in ("input_schema", "type")}
+        return {"type": "function", "function": {**rest, "parameters": tool["input_schema"]}}
+    if "name" in tool:
+        return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type" or v != "function"}}
+    raise BadRow("DK301", path, f"a tool without a name: {shown(tool)}")

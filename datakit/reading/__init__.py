@@ -1,0 +1,1 @@
+"""Reading: from names on a command line to blocks of undecoded rows."""

@@ -1,0 +1,357 @@
+"""Blocks: a file cut into pieces of whole, undecoded rows.
+
+Where a block ends depends on the decoded bytes alone, never on how they arrived, on time or on the number of workers;
+shards are made of whole blocks, so the same input gives the same shards. JSON Lines are cut at line feeds only, JSON
+arrays at the ends of their elements by a scanner that never holds more than one block and one element, CSV at the
+ends of its records. Parquet and Arrow blocks only name rows: a worker opens the file, so that a damaged one cannot
+take this process with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Final
+
+import orjson
+
+from datakit.errors import UnreadableInput
+from datakit.reading.limits import BLOCK, MAX_LINE
+
+BOM: Final = b"\xef\xbb\xbf"
+
+Span = tuple[int, int, int, int]
+"""Start and end in the payload, the row or line number, and the offset in the decoded file (-1 where it has none)."""
+
+
+@dataclass(slots=True)
+class Block:
+    """Rows that are decoded together.
+
+    Attributes:
+        source: number of the source in the plan.
+        first: line number (JSON Lines) or row number of the first row, from 1.
+        offset: where the payload begins in the decoded file, in bytes.
+        size: decoded bytes that the block stands for; shards are cut by the sum of these.
+        payload: the rows; empty where `rows` names them in a file.
+        spans: where each row lies in the payload; None for JSON Lines.
+        rows: (file, part, start, stop) of rows in a Parquet or Arrow file.
+        long: (line, offset, bytes) of lines that were too long to hold.
+        notes: such as a byte order mark that was removed.
+    """
+
+    source: int
+    first: int
+    offset: int
+    size: int
+    payload: bytes = b""
+    spans: list[Span] | None = None
+    rows: tuple[str, int, int, int] | None = None
+    long: list[tuple[int, int, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    columns: int = 0
+    """For CSV, the number of columns in the header."""
+    origins: list[tuple[str, int]] | None = None
+    """For repaired rows, the file and row that each came from."""
+
+
+def without_bom(chunks: Iterator[bytes]) -> tuple[bool, Iterator[bytes]]:
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= len(BOM):
+            break
+    found = start.startswith(BOM)
+    return found, chain([start[len(BOM) :] if found else start], chunks)
+
+
+SameGroup = Callable[[bytes, bytes], bool]
+
+
+def line_blocks(
+    chunks: Iterable[bytes], source: int, path: str, target: int = BLOCK, same_group: SameGroup | None = None
+) -> Iterator[Block]:
+    """JSON Lines as blocks of at least `target` bytes, each ended at the first line feed after them.
+
+    Args:
+        same_group: for formats whose neighbouring rows form one record, whether two lines belong together; a block
+            then ends where they do not.
+
+    Raises:
+        UnreadableInput: the file uses carriage returns alone as line ends.
+    """
+    found, stream = without_bom(iter(chunks))
+    notes = ["DK119"] if found else []
+    buffer, first, offset = b"", 1, len(BOM) if found else 0
+    long: list[tuple[int, int, int]] = []
+    pending: list[bytes] = []
+    held, ended = 0, False
+    while not ended:
+        chunk = next(stream, None)
+        ended = chunk is None
+        if chunk:
+            pending.append(chunk)
+            held += len(chunk)
+            if len(buffer) + held < target:
+                continue
+        buffer = b"".join((buffer, *pending))
+        pending, held = [], 0
+        while buffer:
+            end = buffer.find(b"\n", target - 1) + 1
+            if end == 0 and ended:
+                end = len(buffer)
+            start_of_last = buffer.rfind(b"\n", 0, max(end - 1, 0) if end else len(buffer)) + 1
+            if (end or len(buffer)) - start_of_last > MAX_LINE:
+                if start_of_last:
+                    end = start_of_last
+                else:
+                    length, buffer = _skip_line(buffer, stream)
+                    long.append((first, offset, length))
+                    first, offset = first + 1, offset + length
+                    continue
+            if end == 0:
+                break
+            if same_group and not (ended and end == len(buffer)):
+                grown = _end_of_group(buffer, end, same_group)
+                if grown is None and not ended:
+                    break
+                end = grown or len(buffer)
+            payload, buffer = buffer[:end], buffer[end:]
+            lines = payload.count(b"\n") + (not payload.endswith(b"\n"))
+            if first == 1 and lines == 1 and b"\r" in payload.rstrip(b"\r\n") and _carriage_returns_only(payload):
+                raise UnreadableInput(
+                    f"{path}: lines end on carriage returns alone", "Convert it, for example with tr '\\r' '\\n'."
+                )
+            yield Block(source, first, offset, len(payload), payload, long=long, notes=notes)
+            first, offset, long, notes = first + lines, offset + len(payload), [], []
+    if long or notes:
+        yield Block(source, first, offset, sum(size for _, _, size in long), long=long, notes=notes)
+
+
+def _carriage_returns_only(payload: bytes) -> bool:
+    try:
+        orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return True
+    return False
+
+
+def _skip_line(buffer: bytes, stream: Iterator[bytes]) -> tuple[int, bytes]:
+    """Pass over the line at the start of the buffer; its length and what follows it."""
+    length, end = 0, buffer.find(b"\n") + 1
+    while not end:
+        length += len(buffer)
+        buffer = next(stream, b"")
+        if not buffer:
+            return length, b""
+        end = buffer.find(b"\n") + 1
+    return length + end, buffer[end:]
+
+
+def _end_of_group(buffer: bytes, end: int, same_group: SameGroup) -> int | None:
+    """The first line end from `end` on after which another group begins; None where it is not in the buffer yet."""
+    last = buffer[buffer.rfind(b"\n", 0, end - 1) + 1 : end]
+    while True:
+        next_end = buffer.find(b"\n", end) + 1
+        if next_end == 0:
+            return None
+        line = buffer[end:next_end]
+        if not same_group(last, line):
+            return end
+        last, end = line, next_end
+
+
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.S)
+_OPEN: Final = frozenset(b"[{")
+_WHITE: Final = b" \t\r\n"
+
+
+def elements(chunks: Iterable[bytes], path: str) -> Iterator[tuple[bytes, int, int]]:
+    """The elements of a JSON array, or the values of a JSON stream, as (bytes, offset, line).
+
+    Raises:
+        UnreadableInput: the text ends inside a value, or something follows the array.
+    """
+    _, stream = without_bom(iter(chunks))
+    buffer, base, line = b"", 0, 1
+    depth, outer = 0, -1  # outer: depth of the values; 1 in an array, 0 in a stream
+    start, position = -1, 0  # of the value being read, and where the scan goes on
+    ended = False
+    while not ended:
+        chunk = next(stream, None)
+        ended = chunk is None
+        buffer += chunk or b""
+        if outer < 0:
+            text = buffer.lstrip(_WHITE)
+            if not text and not ended:
+                continue
+            outer = 1 if text[:1] == b"[" else 0
+        for match in _TOKEN.finditer(buffer, position):
+            token = match.group()
+            at = match.start()
+            if token == b'"':  # a string that goes on in the next chunk
+                break
+            last = match.end()
+            code = token[0]
+            if code in _OPEN:
+                depth += 1
+                if depth == outer + 1 and start < 0:
+                    start = at
+                elif depth == outer:  # the array opens
+                    line += buffer.count(b"\n", position, last)
+                    position = last
+            elif code == 0x5D or code == 0x7D:
+                if depth == outer:
+                    yield from _scalar(buffer, position, at, base, line)
+                    rest = buffer[last:] + b"".join(stream)
+                    if outer == 0 or rest.strip(_WHITE):
+                        raise UnreadableInput(f"{path}: unexpected text after the end of the array, line {line}")
+                    return
+                depth -= 1
+                if depth == outer and start >= 0:
+                    line += buffer.count(b"\n", position, start)
+                    yield buffer[start:last], base + start, line
+                    line += buffer.count(b"\n", start, last)
+                    start, position = -1, last
+            elif code == 0x2C and depth == outer:
+                yield from _scalar(buffer, position, at, base, line)
+                line += buffer.count(b"\n", position, last)
+                position = last
+        keep = start if start >= 0 else position
+        if len(buffer) - keep > MAX_LINE + (1 << 20):
+            raise UnreadableInput(f"{path}: the value at line {line} is longer than {MAX_LINE} bytes")
+        if start >= 0:  # a value that is still open is scanned again from its beginning when more has come
+            line += buffer.count(b"\n", position, start)
+            depth = depth if ended else outer
+        buffer, base, position, start = buffer[keep:], base + keep, 0, -1
+    if depth or outer == 1:
+        raise UnreadableInput(f"{path}: the text ends inside a value that began at line {line}", "Fetch the file again.")
+    yield from _scalar(buffer, 0, len(buffer), base, line)
+
+
+def _scalar(buffer: bytes, start: int, end: int, base: int, line: int) -> Iterator[tuple[bytes, int, int]]:
+    """A bare number, text or word between two values."""
+    text = buffer[start:end].strip(_WHITE + b",")
+    if text:
+        at = buffer.index(text, start)
+        yield text, base + at, line + buffer.count(b"\n", start, at)
+
+
+def element_blocks(chunks: Iterable[bytes], source: int, path: str, target: int = BLOCK) -> Iterator[Block]:
+    """Elements of a JSON array as blocks."""
+    return _gather(((data, offset) for data, offset, _ in elements(chunks, path)), source, target)
+
+
+def _gather(rows: Iterable[tuple[bytes, int]], source: int, target: int, columns: int = 0) -> Iterator[Block]:
+    pieces: list[bytes] = []
+    spans: list[Span] = []
+    size, first, begin = 0, 1, 0
+    number = 0
+    for number, (data, offset) in enumerate(rows, start=1):
+        if not pieces:
+            first, begin = number, offset
+        spans.append((size, size + len(data), number, offset))
+        pieces.append(data)
+        size += len(data)
+        if size >= target:
+            yield Block(source, first, begin, size, b"".join(pieces), spans, columns=columns)
+            pieces, spans, size = [], [], 0
+    if pieces:
+        yield Block(source, first, begin, size, b"".join(pieces), spans, columns=columns)
+
+
+def csv_blocks(
+    chunks: Iterable[bytes], source: int, path: str, delimiter: str, target: int = BLOCK
+) -> Iterator[Block]:
+    """CSV records as JSON objects; an empty cell is an absent key, since CSV has no other way to say it.
+
+    A record with undecodable bytes or the wrong number of cells is handed on so that the decoder rejects it.
+
+    Raises:
+        UnreadableInput: a quote is never closed, or the header is missing or names a column twice.
+    """
+    found, stream = without_bom(iter(chunks))
+    csv.field_size_limit(MAX_LINE)
+    reader = csv.reader(_text_lines(stream), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) != len(header):
+            raise UnreadableInput(f"{path}: the header names a column twice: {', '.join(header)}")
+        yield from _gather(_csv_rows(reader, header), source, target, len(header))
+    except csv.Error as error:
+        raise UnreadableInput(f"{path}:{reader.line_num}: {error}", "Look for a quote that is not closed.") from None
+
+
+def _text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    rest = ""
+    for chunk in chunks:
+        rest += decoder.decode(chunk)
+        *lines, rest = rest.split("\n")
+        yield from (line + "\n" for line in lines)
+    rest += decoder.decode(b"", final=True)
+    if rest:
+        yield rest
+
+
+def _csv_rows(reader: Iterator[list[str]], header: list[str]) -> Iterator[tuple[bytes, int]]:
+    for cells in reader:
+        if not cells:
+            continue
+        try:
+            if len(cells) == len(header):
+                pairs = zip(header, cells, strict=True)
+                data = orjson.dumps({name: cell for name, cell in pairs if cell != ""})
+            else:
+                data = orjson.dumps(cells)
+        except (TypeError, UnicodeEncodeError):
+            data = ",".join(cells).encode("utf-8", "surrogateescape")
+        yield data, -1
+
+
+def object_blocks(rows: Iterable[Any], source: int, target: int = BLOCK) -> Iterator[Block]:
+    """Rows that a library caller hands over, as JSON Lines."""
+    return _gather(_object_rows(rows), source, target)
+
+
+def _object_rows(rows: Iterable[Any]) -> Iterator[tuple[bytes, int]]:
+    for row in rows:
+        try:
+            data = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError:
+            data = repr(row).encode("utf-8", "surrogatepass")
+        yield data, -1
+
+
+def reject_blocks(chunks: Iterable[bytes], source: int, path: str, target: int = BLOCK) -> Iterator[Block]:
+    """Repaired rows from `rejects/*.jsonl`: what `raw` holds now, under the name of the file that it came from.
+
+    Raises:
+        UnreadableInput: a line is not a reject.
+    """
+    for block in line_blocks(chunks, source, path, target):
+        lines = [line for line in block.payload.split(b"\n") if line.strip()]
+        pieces: list[bytes] = []
+        spans: list[Span] = []
+        origins: list[tuple[str, int]] = []
+        size = 0
+        for number, line in enumerate(lines, start=block.first):
+            try:
+                reject = orjson.loads(line)
+                origin = (str(reject["source"]), int(reject.get("line") or reject["row"]))
+                raw = reject["raw"].encode() if "raw" in reject else base64.b64decode(reject["raw_base64"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                message = f"{path}:{number}: not a reject as datakit writes them: {error!r}"
+                raise UnreadableInput(message, "Each line needs source, row or line, and raw.") from None
+            spans.append((size, size + len(raw), origin[1], -1))
+            pieces.append(raw)
+            origins.append(origin)
+            size += len(raw)
+        yield Block(source, block.first, block.offset, block.size, b"".join(pieces), spans, origins=origins)

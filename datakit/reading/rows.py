@@ -1,0 +1,123 @@
+"""One row: from bytes to an object, refused where parsers would disagree, lose digits or crash.
+
+orjson is strict and fast but keeps the last of two equal keys, turns integers beyond 64 bits into floats, and allows
+1,024 levels. Colons in the bytes counted against keys in the result say that no key was lost; only where that cannot be
+said is the row read a second time, by a slower parser that sees every pair.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+import orjson
+
+from datakit.findings import BadRow, shown
+from datakit.reading.limits import MAX_DEPTH, MAX_LINE
+
+_SPACED: Final = re.compile(rb'"[ \t\r\n]+:')
+_LONG_INTEGER: Final = re.compile(rb"(?<![\d.eE+-])-?\d{19,}(?![\d.eE])")
+_BIG: Final = 2.0**63
+
+
+def parse_row(data: bytes) -> dict[str, Any]:
+    """A row as an object.
+
+    Raises:
+        BadRow: with the reason.
+    """
+    if len(data) > MAX_LINE:
+        raise BadRow("DK115", "", f"{len(data)} bytes, over {MAX_LINE}")
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise _why(data, error) from None
+    if type(value) is not dict:
+        raise BadRow("DK112", "", f"{shown(value)} where an object is expected")
+    keys = _survey(value, data)
+    # every pair has a colon, so as many colons as keys means that no pair was lost; else count pairs more closely
+    if data.count(b":") != keys and (
+        data.count(b'":') - data.count(b'\\":') != keys or b'\\\\":' in data or _has_spaced_colon(data)
+    ):
+        _no_key_twice(data)
+    return value
+
+
+def _has_spaced_colon(data: bytes) -> bool:
+    """Whether white space stands between a key and its colon. Raw tabs and line ends cannot be inside a string."""
+    spaced = b" :" in data or b"\t" in data or b"\r" in data or b"\n" in data
+    return spaced and _SPACED.search(data) is not None
+
+
+def _survey(value: dict[str, Any], data: bytes) -> int:
+    """The number of keys in a row; looks at depth and at numbers on the way."""
+    count, depth = 0, 0
+    level: list[Any] = [value]
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise BadRow("DK114", "", f"more than {MAX_DEPTH} levels")
+        below: list[Any] = []
+        for outer in level:
+            if type(outer) is dict:
+                count += len(outer)
+                outer = outer.values()
+            for inner in outer:
+                kind = type(inner)
+                if kind is str:
+                    continue
+                if kind is dict or kind is list:
+                    below.append(inner)
+                elif kind is float and not -_BIG < inner < _BIG and (found := _LONG_INTEGER.search(data)):
+                    raise BadRow("DK113", "", f"the integer {found.group().decode()[:40]} does not fit 64 bits")
+        level = below
+    return count
+
+
+def _no_key_twice(data: bytes) -> None:
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise BadRow("DK108", "", f"the key {shown(key)} stands twice in one object")
+            seen.add(key)
+
+    json.loads(data, object_pairs_hook=look)
+
+
+def _why(data: bytes, error: orjson.JSONDecodeError) -> BadRow:
+    """Which rule a line that orjson refuses breaks."""
+    message = error.msg
+    at = f"at byte {len(error.doc[: error.pos].encode('utf-8', 'surrogatepass'))}" if error.doc else "at byte 0"
+    if "recursion" in message.lower():
+        return BadRow("DK114", "", f"more than {MAX_DEPTH} levels")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return BadRow("DK102", "", f"invalid UTF-8 at byte {bad.start}")
+    if b"\0" in data:
+        return BadRow("DK101", "", f"a NUL byte at byte {data.index(0)}")
+    try:
+        value, end = json.JSONDecoder().raw_decode(text := data.decode("utf-8").lstrip(" \t\r\n"))
+    except RecursionError:
+        return BadRow("DK114", "", f"more than {MAX_DEPTH} levels")
+    except (json.JSONDecodeError, ValueError):
+        return BadRow("DK101", "", f"{message}, {at}: {_excerpt(data, error)}")
+    if rest := text[end:].strip(" \t\r\n"):
+        if rest[0] in "{[":
+            return BadRow("DK116", "", f"a second value at byte {len(data) - len(rest.encode())}")
+        return BadRow("DK101", "", f"unexpected text after the value, {at}: {shown(rest)}")
+    # the lenient parser takes it, so it is what JSON forbids: NaN, Infinity, 1e999, or half a surrogate pair
+    if "surrogate" in message.lower() or _has_surrogate(value):
+        return BadRow("DK102", "", f"half a surrogate pair, {at}")
+    return BadRow("DK109", "", f"a number that is not finite, {at}: {_excerpt(data, error)}")
+
+
+def _has_surrogate(value: Any) -> bool:
+    return re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)) is not None
+
+
+def _excerpt(data: bytes, error: orjson.JSONDecodeError) -> str:
+    text = data.decode("utf-8", "replace")
+    return repr(text[max(0, error.pos - 20) : error.pos + 20])

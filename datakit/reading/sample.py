@@ -1,0 +1,104 @@
+"""Samples: rows for detection, from the head of a source and, where it can be sought in, spread over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from datakit.findings import BadRow
+from datakit.reading import blocks
+from datakit.reading.decode import open_bytes
+from datakit.reading.limits import CHUNK, MiB
+from datakit.reading.rows import parse_row
+from datakit.reading.sources import Source
+
+HEAD: Final = 200
+STRIDES: Final = 8
+PER_STRIDE: Final = 25
+_HEAD_BYTES: Final = 8 * MiB
+
+Ask = Callable[..., Any]
+"""How a worker is asked; damaged Parquet files are opened there."""
+
+
+def sample(source: Source, ask: Ask) -> list[dict[str, Any]]:
+    """At most 400 rows that parse. Rows that do not are left for the conversion to report."""
+    if source.how in ("parquet", "arrow"):
+        found: list[dict[str, Any]] = ask("peek", source.real, 2 * HEAD)
+        return found
+    chunks = _head_chunks(source) if source.how == "jsonl" else source.file().decoded()
+    rows_ = _parsed(_cut(source, chunks))
+    if source.how == "jsonl" and source.compression is None and os.path.isfile(source.real):  # noqa: PTH113
+        rows_ += _strided(source.real)
+    return rows_
+
+
+def _head_chunks(source: Source) -> Iterable[bytes]:
+    total = 0
+    for chunk in source.file().decoded():
+        yield chunk
+        total += len(chunk)
+        if total >= _HEAD_BYTES:
+            return
+
+
+def _cut(source: Source, chunks: Iterable[bytes]) -> Iterable[blocks.Block]:
+    small = CHUNK // 16
+    if source.how == "jsonl":
+        return blocks.line_blocks(chunks, 0, source.path, small)
+    if source.how == "rejects":
+        return blocks.reject_blocks(chunks, 0, source.path, small)
+    if source.how in ("csv", "tsv"):
+        return blocks.csv_blocks(chunks, 0, source.path, "," if source.how == "csv" else "\t", small)
+    return blocks.element_blocks(chunks, 0, source.path, small)
+
+
+def _parsed(made: Iterable[blocks.Block], limit: int = HEAD) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for block in made:
+        spans = block.spans
+        pieces = block.payload.split(b"\n") if spans is None else [block.payload[a:b] for a, b, _, _ in spans]
+        for piece in pieces:
+            if piece.strip():
+                try:
+                    rows.append(parse_row(piece))
+                except BadRow:
+                    continue
+            if len(rows) >= limit:
+                return rows
+    return rows
+
+
+def _strided(path: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    size = os.path.getsize(path)  # noqa: PTH202
+    if size < 2 * MiB:
+        return rows
+    with open_bytes(path) as handle:
+        for stride in range(1, STRIDES + 1):
+            handle.seek(size * stride // (STRIDES + 1))
+            piece = handle.read(CHUNK)
+            start, end = piece.find(b"\n") + 1, piece.rfind(b"\n") + 1
+            if 0 < start < end:
+                rows += _parsed(blocks.line_blocks([piece[start:end]], 0, path), PER_STRIDE)
+    return rows
+
+
+def refine(source: Source) -> None:
+    """Tell JSON Lines in a `.json` file from an array or one object, by its first line."""
+    if source.how != "json":
+        return
+    start = b""
+    for chunk in source.file().decoded():
+        start = (start + chunk).removeprefix(blocks.BOM).lstrip(b" \t\r\n")
+        if b"\n" in start or len(start) > _HEAD_BYTES:
+            break
+    if not start.startswith(b"["):
+        line, newline, _ = start.partition(b"\n")
+        try:
+            parse_row(line)
+        except BadRow:
+            return
+        if newline:
+            source.how = "jsonl"

@@ -1,0 +1,145 @@
+"""The report: what a command found and did, for people and machines, and whether that passes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Self
+
+from datakit.checks import CHECKS
+from datakit.errors import DataFailed, UsageError
+from datakit.findings import SEVERITIES
+from datakit.tally import Tally
+from datakit.whole import SetFinding
+
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many bad rows are tolerated: `"0.1 %"` of the rows, or `"20 rows"`."""
+
+    amount: float
+    share: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a budget. A bare number is refused, since 1 could mean a row or all of them.
+
+        Raises:
+            UsageError: not of the form "N rows" or "N %".
+        """
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|rows?)\s*", text)
+        if not match or (match[2] != "%" and not match[1].isdigit()) or (match[2] == "%" and float(match[1]) > 100):
+            raise UsageError(f"--max-bad {text!r}", 'Write a number with its unit: "0.1 %" or "20 rows".')
+        return cls(float(match[1]), match[2] == "%")
+
+    def allows(self, bad: int, rows: int) -> bool:
+        return bad <= (math.floor(rows * self.amount / 100) if self.share else self.amount)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} %" if self.share else f"{self.amount:g} rows"
+
+
+@dataclass(slots=True)
+class Summary:
+    """All findings of one check.
+
+    Attributes:
+        id, name, severity: of the check.
+        count: rows with it; 1 for a finding about the whole set.
+        share: of all input rows.
+        first: up to ten places: source, row, path inside the row, note.
+    """
+
+    id: str
+    name: str
+    severity: str
+    count: int
+    share: float
+    first: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Report:
+    """What a verb returns, and what `--json` prints; schema in `schemas/report.json`.
+
+    `exit_code` is 0 where the data passes and 1 where it does not. A verb that could not judge raises instead.
+    """
+
+    command: str
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_rejected: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    format: str | None = None
+    kind: str | None = None
+    form: str | None = None
+    conversational: bool | None = None
+    findings: list[Summary] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    complete: bool = False
+    exit_code: int = 0
+    verdict: str = ""
+    output: str | None = None
+    content_id: str | None = None
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    detection: list[dict[str, Any]] = field(default_factory=list)
+    ledger: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, with the report's version."""
+        value: dict[str, Any] = {"datakit_report": VERSION}
+        for item in fields(self):
+            value[item.name] = getattr(self, item.name)
+        value["findings"] = [{f.name: getattr(s, f.name) for f in fields(s)} for s in self.findings]
+        return value
+
+    def raise_for_status(self) -> None:
+        """Raise where the data failed.
+
+        Raises:
+            DataFailed: `exit_code` is not 0.
+        """
+        if self.exit_code:
+            raise DataFailed(f"{self.command}: {self.verdict}", "The findings say which rows and why.")
+
+    def errors(self) -> list[Summary]:
+        return [summary for summary in self.findings if summary.severity == "error"]
+
+
+def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFinding]) -> list[Summary]:
+    """Findings by severity and id: those of rows, and those about the whole set."""
+    found: dict[str, Summary] = {}
+    for id, count in tally.seen.items():
+        places = [_place(place) for place in tally.places.get(id, [])]
+        found[id] = Summary(id, CHECKS[id].name, severities[id], count, _share(count, tally.rows_in), places)
+    for finding in whole:
+        id = finding.id
+        if severities[id] == "off":
+            continue
+        summary = found.setdefault(id, Summary(id, CHECKS[id].name, severities[id], 0, 0.0, []))
+        summary.first.extend(_place(place) for place in finding.places or [[None, None, "", finding.note]])
+        summary.count += max(1, finding.rows)
+        summary.share = _share(finding.rows, tally.rows_in)
+    order = {severity: rank for rank, severity in enumerate(SEVERITIES)}
+    return sorted(found.values(), key=lambda s: (order.get(s.severity, 9), s.id))
+
+
+def _share(count: int, rows: int) -> float:
+    return round(count / rows, 6) if rows else 0.0
+
+
+def _place(place: Sequence[Any]) -> dict[str, Any]:
+    source, row, path, note = place
+    return {"source": source, "row": row, "path": path, "note": note}
+
+
+def failing(findings: Sequence[Summary], fail_on: str) -> list[Summary]:
+    """The findings that a threshold of `error`, `warning` or `never` does not let pass."""
+    levels = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[fail_on]
+    return [summary for summary in findings if summary.severity in levels]

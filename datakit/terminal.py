@@ -1,0 +1,26 @@
+"""Text from data on a terminal: `safe` shows what could move the cursor, hide text or forge a line.
+
+Neither `rich.Text` nor `click.echo` removes escape sequences, so every string that stems from data, file names
+included, passes here once before it is printed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# C0 and C1 controls, DEL, zero-width and bidirectional marks, line and paragraph separators, surrogates, BOM.
+_UNSAFE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def _shown(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def safe(text: object, limit: int = 200) -> str:
+    """`text` on one line with every control character spelled out, and at most `limit` characters of it."""
+    shown = _UNSAFE.sub(_shown, str(text)[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

@@ -1,0 +1,124 @@
+"""Findings about the whole set, from the tally and from 16 bytes per row."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datakit.checks import kto, preference
+from datakit.tally import PLACES, Tally
+
+
+
+@dataclass(frozen=True, slots=True)
+class SetFinding:
+    """A finding about the whole set.
+
+    Attributes:
+        id: the check.
+        note: what was found.
+        rows: how many rows it is about; 0 where it is about none in particular.
+        places: the first of them: source, row, path, note.
+    """
+
+    id: str
+    note: str
+    rows: int = 0
+    places: Sequence[Sequence[Any]] = ()
+
+
+@dataclass(slots=True)
+class Keys:
+    """16 bytes per row in file order, and where each row came from, block by block."""
+
+    data: bytearray = field(default_factory=bytearray)
+    starts: list[int] = field(default_factory=list)
+    blocks: list[tuple[str, Sequence[int]]] = field(default_factory=list)
+
+    def add(self, keys: bytes, source: str, rows: Sequence[int]) -> None:
+        if keys:
+            self.starts.append(len(self.data) // 16)
+            self.blocks.append((source, rows))
+            self.data += keys
+
+    def place(self, index: int) -> tuple[str, int]:
+        """(source, row) of the row with this number in output order."""
+        at = bisect_right(self.starts, index) - 1
+        source, rows = self.blocks[at]
+        return source, rows[index - self.starts[at]]
+
+    def _columns(self) -> tuple[pa.Array, pa.Array]:
+        """High and low half of every key."""
+        count = len(self.data) // 16
+        pairs = pa.Array.from_buffers(pa.uint64(), 2 * count, [None, pa.py_buffer(self.data)])
+        halves = pa.FixedSizeListArray.from_arrays(pairs, 2)
+        return pc.list_element(halves, 0), pc.list_element(halves, 1)
+
+    def equal(self, mask: int = 0) -> Iterator[list[int]]:
+        """Groups of rows with equal keys, in order of their first row.
+
+        Args:
+            mask: bits of the last byte to leave out of the comparison.
+        """
+        if len(self.data) < 32:
+            return
+        high, low = self._columns()
+        order = pc.array_sort_indices(high)
+        ordered = pc.take(high, order)
+        same = pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1))
+        candidates = pc.indices_nonzero(same).to_pylist()
+        groups: dict[tuple[int, int], set[int]] = {}
+        clear = ~(mask << 56) & (2**64 - 1)  # the last byte is the highest of a little-endian half
+        for at in candidates:
+            for index in (order[at].as_py(), order[at + 1].as_py()):
+                key = (high[index].as_py(), low[index].as_py() & clear)
+                groups.setdefault(key, set()).add(index)
+        yield from sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+    def last_bit(self, index: int) -> int:
+        return self.data[16 * index + 15] & 1
+
+
+def whole_set(tally: Tally, kind: str, digests: Keys, conflicts: Keys) -> list[SetFinding]:
+    """Everything that only the whole set shows."""
+    found: list[SetFinding] = []
+    places, extra = [], 0
+    for group in digests.equal():
+        first = digests.place(group[0])
+        for index in group[1:]:
+            extra += 1
+            if len(places) < PLACES:
+                places.append([*digests.place(index), "", f"the same as {first[0]} row {first[1]}"])
+    if extra:
+        found.append(SetFinding("DK801", f"{extra} rows repeat an earlier one", extra, places))
+    counts = tally.counts
+    if counts["rows with tools"] and not counts["rows with calls"]:
+        found.append(SetFinding("DK309", f"{counts['rows with tools']} rows declare tools and none calls one"))
+    if kind == "preference":
+        found += _conflicts("DK404", conflicts, "the opposite preference of")
+        found += [SetFinding("DK406", note) for note in [preference.length_bias(counts)] if note]
+        found += [SetFinding("DK408", note) for note in preference.format_leak(counts)]
+    if kind == "kto":
+        found += _conflicts("DK504", conflicts, "the opposite label of")
+        rules: Mapping[str, Callable[[Any], str | None]] = {
+            "DK502": kto.one_class,
+            "DK503": kto.imbalance,
+            "DK505": kto.in_blocks,
+        }
+        found += [SetFinding(id, note) for id, rule in rules.items() if (note := rule(counts))]
+    return found
+
+
+def _conflicts(id: str, keys: Keys, words: str) -> list[SetFinding]:
+    places = []
+    for group in keys.equal(mask=1):
+        first = next((i for i in group if keys.last_bit(i) != keys.last_bit(group[0])), None)
+        if first is not None:
+            other = keys.place(group[0])
+            places.append([*keys.place(first), "", f"{words} {other[0]} row {other[1]}"])
+    return [SetFinding(id, f"{len(places)} conflicts", len(places), places[:PLACES])] if places else []

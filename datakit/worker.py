@@ -1,0 +1,129 @@
+"""A worker process: blocks come in on standard input, results go out on standard output.
+
+It is started with this module alone, so it never imports the program that uses datakit, needs no `__main__` guard and
+inherits no threads. It ends when its input does, so it cannot outlive a parent that was killed.
+
+A message is a JSON header and any number of byte strings, each with its length before it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import IO, Any, Final
+
+import orjson
+import pyarrow as pa
+
+from datakit.errors import DatakitError, UnreadableInput
+from datakit.reading.blocks import Block
+from datakit.reading.columnar import columns_of, has_structs, layout_of, peek
+from datakit.step import Result, StepPlan, convert_block
+from datakit.tally import Tally
+
+
+QUESTIONS: Final[Mapping[str, Callable[..., Any]]] = {
+    "layout": layout_of,
+    "columns": columns_of,
+    "structs": has_structs,
+    "peek": peek,
+}
+"""What a worker is asked about Parquet and Arrow files, which only workers open."""
+
+
+def write_message(stream: IO[bytes], header: Any, *parts: bytes | memoryview) -> None:
+    data = orjson.dumps([header, [len(part) for part in parts]])
+    stream.write(len(data).to_bytes(4, "little"))
+    stream.write(data)
+    for part in parts:
+        stream.write(part)
+    stream.flush()
+
+
+def read_message(stream: IO[bytes]) -> tuple[Any, list[bytes]] | None:
+    """The next message, or None at the end of the stream."""
+    size = stream.read(4)
+    if len(size) < 4:
+        return None
+    header, lengths = orjson.loads(_exactly(stream, int.from_bytes(size, "little")))
+    return header, [_exactly(stream, length) for length in lengths]
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def pack_block(block: Block) -> tuple[dict[str, Any], bytes]:
+    names = ("source", "first", "offset", "size", "spans", "rows", "long", "notes", "columns", "origins")
+    return {name: getattr(block, name) for name in names}, block.payload
+
+
+def unpack_block(header: dict[str, Any], payload: bytes) -> Block:
+    rows = header.pop("rows")
+    return Block(**header, rows=tuple(rows) if rows else None, payload=payload)
+
+
+def pack_result(result: Result) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    batch: bytes | memoryview = b""
+    if result.batch is not None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, result.batch.schema) as writer:
+            writer.write_batch(result.batch)
+        batch = memoryview(sink.getvalue())
+    first = result.rows[0] if result.rows else 0
+    consecutive = not result.rows or result.rows[-1] - first + 1 == len(result.rows) == len(set(result.rows))
+    header = {
+        "tally": result.tally.to_json(),
+        "rejects": result.rejects,
+        "wanted": result.wanted,
+        "rows": [first, len(result.rows)] if consecutive else result.rows,
+        "consecutive": consecutive,
+    }
+    return header, [batch, result.digests, result.conflicts]
+
+
+def unpack_result(header: dict[str, Any], parts: list[bytes]) -> Result:
+    batch = None
+    if parts[0]:
+        with pa.ipc.open_stream(pa.py_buffer(parts[0])) as reader:
+            batch = reader.read_next_batch()
+    rows = header["rows"]
+    if header["consecutive"]:
+        rows = range(rows[0], rows[0] + rows[1])
+    return Result(
+        batch, header["rejects"], Tally.from_json(header["tally"]), parts[1], parts[2], rows, header["wanted"]
+    )
+
+
+def main() -> None:
+    """Serve requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=1 << 20)
+    os.dup2(2, 1)  # nothing that a library prints may end up among the results
+    plan: StepPlan | None = None
+    while (message := read_message(source)) is not None:
+        (request, value), parts = message
+        try:
+            if request in QUESTIONS:
+                write_message(sink, ["ok", QUESTIONS[request](*value)])
+            elif request == "plan":
+                plan = StepPlan.from_json(value)
+                write_message(sink, ["ok", None])
+            elif plan is not None:
+                header, out = pack_result(convert_block(unpack_block(value, parts[0]), plan))
+                write_message(sink, ["ok", header], *out)
+        except BrokenPipeError:
+            return
+        except DatakitError as error:
+            write_message(sink, ["refused", [type(error).__name__, error.message, error.hint]])
+        except (pa.ArrowException, OSError) as error:
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            write_message(sink, ["refused", [UnreadableInput.__name__, text, "Fetch or write the file again."]])
+        except Exception:
+            write_message(sink, ["failed", traceback.format_exc()])

@@ -1,0 +1,230 @@
+"""Our executor: a pool of worker processes that returns results in the order of the blocks.
+
+A worker that dies takes one block with it. A block of texts is then halved until the row that does it is alone, and
+that row is rejected with DK121; a Parquet or Arrow file cannot be halved safely and is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Final, Self
+
+from datakit import errors
+from datakit.reading.blocks import Block, Span
+from datakit.step import Result, StepPlan
+from datakit.tally import Tally
+from datakit.worker import pack_block, read_message, unpack_result, write_message
+
+_ROOT: Final = str(Path(__file__).resolve().parent.parent)
+# -P and append: a file named json.py in the user's folder must not be imported.
+_MAIN: Final = f"import sys; sys.path.append({_ROOT!r}); from datakit.worker import main; main()"
+
+
+class _Died(Exception):
+    """The worker ended without an answer."""
+
+
+class _Worker:
+    """One process and its pipe. Only one thread speaks to it at a time."""
+
+    def __init__(self, plan: StepPlan | None) -> None:
+        command = [sys.executable, "-P", "-c", _MAIN]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        self.plan: StepPlan | None = None
+        if plan is not None:
+            self.prepare(plan)
+
+    def prepare(self, plan: StepPlan) -> None:
+        if self.plan is not plan:
+            self.ask("plan", plan.to_json())
+            self.plan = plan
+
+    def ask(self, request: str, value: Any, *parts: bytes) -> tuple[Any, list[bytes]]:
+        stdin, stdout = self.process.stdin, self.process.stdout
+        if stdin is None or stdout is None:
+            raise errors.InternalError("a worker without pipes")
+        try:
+            write_message(stdin, [request, value], *parts)
+            message = read_message(stdout)
+        except (BrokenPipeError, EOFError, OSError, ValueError):
+            message = None
+        if message is None:
+            self.process.kill()
+            raise _Died(self.process.wait())
+        (verdict, answer), out = message
+        if verdict == "refused":
+            name, text, hint = answer
+            raise getattr(errors, name)(text, hint)
+        if verdict == "failed":
+            raise errors.InternalError(f"a worker failed:\n{answer}", "Please report this with the text above.")
+        return answer, out
+
+    def close(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    stream.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Pool:
+    """Worker processes for the time of one run.
+
+    Args:
+        count: how many; at least one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = max(1, count)
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._all: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        for _ in range(self.count):
+            self._start(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for worker in self._all:
+                worker.close()
+            self._all.clear()
+
+    def _start(self, plan: StepPlan | None) -> None:
+        worker = _Worker(None)
+        with self._lock:
+            self._all.append(worker)
+        if plan is not None:
+            worker.prepare(plan)
+        self._idle.put(worker)
+
+    def ask(self, request: str, *value: Any) -> Any:
+        """One question to one worker; its first argument is a file. See `worker.QUESTIONS`.
+
+        Raises:
+            UnreadableInput: the file is damaged, or its reader crashed on it.
+        """
+        worker = self._idle.get()
+        try:
+            answer, _ = worker.ask(request, value)
+        except _Died:
+            self._replace(worker, None)
+            raise errors.UnreadableInput(f"{value[0]}: its reader crashed on it", "The file is damaged.") from None
+        except BaseException:
+            self._idle.put(worker)
+            raise
+        self._idle.put(worker)
+        return answer
+
+    def _replace(self, worker: _Worker, plan: StepPlan | None) -> None:
+        worker.close()
+        with self._lock:
+            if self._closed:
+                raise errors.InternalError("the pool is closed")
+            if worker in self._all:
+                self._all.remove(worker)
+        self._start(plan)
+
+    def run(self, block: Block, plan: StepPlan) -> list[Result]:
+        """The result of one block; several where it had to be halved."""
+        worker = self._idle.get()
+        try:
+            worker.prepare(plan)
+            header, payload = pack_block(block)
+            answer, parts = worker.ask("block", header, payload)
+        except _Died:
+            self._replace(worker, plan)
+            return self._halve(block, plan)
+        except BaseException:
+            self._idle.put(worker)
+            raise
+        self._idle.put(worker)
+        return [unpack_result(answer, parts)]
+
+    def _halve(self, block: Block, plan: StepPlan) -> list[Result]:
+        if block.rows is not None:
+            raise errors.UnreadableInput(f"{block.rows[0]}: its reader crashed on it", "The file is damaged.")
+        spans = block.spans if block.spans is not None else _line_spans(block)
+        if len(spans) <= 1:
+            return [_gave_up(block, spans, plan)]
+        middle = len(spans) // 2
+        origins = block.origins
+        halves = [
+            Block(
+                block.source,
+                block.first,
+                block.offset,
+                0,
+                block.payload,
+                spans[part],
+                columns=block.columns,
+                origins=origins[part] if origins else None,
+            )
+            for part in (slice(0, middle), slice(middle, None))
+        ]
+        halves[0].long, halves[0].notes = block.long, block.notes
+        return [result for half in halves for result in self.run(half, plan)]
+
+    def map(self, blocks: Iterable[Block], plan: StepPlan) -> Iterator[tuple[Block, list[Result]]]:
+        """Blocks with their results, in order. At most two blocks per worker are held."""
+        with ThreadPoolExecutor(self.count) as threads:
+            waiting: deque[tuple[Block, Future[list[Result]]]] = deque()
+            try:
+                for block in blocks:
+                    waiting.append((block, threads.submit(self.run, block, plan)))
+                    if len(waiting) > 2 * self.count:
+                        done, future = waiting.popleft()
+                        yield done, future.result()
+                while waiting:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            except BaseException:
+                for _, future in waiting:
+                    future.cancel()
+                raise
+
+
+def _line_spans(block: Block) -> list[Span]:
+    spans: list[Span] = []
+    start, number = 0, block.first
+    while start < len(block.payload):
+        end = block.payload.find(b"\n", start) + 1 or len(block.payload)
+        spans.append((start, end, number, block.offset + start))
+        start, number = end, number + 1
+    return spans
+
+
+def _gave_up(block: Block, spans: list[Span], plan: StepPlan) -> Result:
+    """The reject of a row that no worker survives."""
+    tally = Tally()
+    rejects = []
+    for start, end, number, _ in spans:
+        note = "no worker could read this row within its memory"
+        path = plan.sources[block.source].path
+        tally.rows_in += 1
+        tally.rejected["DK121"] += 1
+        tally.seen["DK121"] += 1
+        tally.places.setdefault("DK121", []).append([path, number, "", note])
+        reject = {"source": path, "row": number, "rule": "DK121", "path": "", "message": note, "findings": []}
+        rejects.append({**reject, "raw": block.payload[start:end].decode("utf-8", "replace")})
+    return Result(None, rejects, tally, b"", b"", [], [])

@@ -1,0 +1,1 @@
+"""trainglue: datakit's shards in a trainer."""
