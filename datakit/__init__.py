@@ -6,6 +6,8 @@ The verbs here and those of the command line are the same, with the same names a
     report = datakit.validate("shards/")
     for row in datakit.load("shards/"):
         ...
+
+`datakit.formats.FORMATS` and `datakit.checks.CHECKS` are the registries behind `datakit formats` and `datakit checks`.
 """
 
 import sys
@@ -18,33 +20,26 @@ if sys.platform == "win32":
 
 __version__ = "0.1.0"
 
-from datakit.api import (  # noqa: E402
-    Shards,
-    checks,
-    convert,
-    detect,
-    explain,
-    export,
-    formats,
-    load,
-    stats,
-    validate,
-    verify,
-)
-from datakit.errors import (  # noqa: E402
-    AmbiguousFormat,
-    CannotJudge,
-    DataFailed,
-    DatakitError,
-    InternalError,
-    Locked,
-    NoManifest,
-    NotWritten,
-    UnknownFormat,
-    UnreadableInput,
-    UsageError,
-)
-from datakit.report import Report  # noqa: E402
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datakit.api import convert, detect, explain, export, load, stats, validate, verify
+    from datakit.errors import (
+        AmbiguousFormat,
+        CannotJudge,
+        DataFailed,
+        DatakitError,
+        InternalError,
+        Locked,
+        NoManifest,
+        NotWritten,
+        UnknownFormat,
+        UnreadableInput,
+        UsageError,
+    )
+    from datakit.report import Report
+    from datakit.shards import Shards
 
 __all__ = [
     "AmbiguousFormat",
@@ -61,14 +56,22 @@ __all__ = [
     "UnreadableInput",
     "UsageError",
     "__version__",
-    "checks",
     "convert",
     "detect",
     "explain",
     "export",
-    "formats",
     "load",
     "stats",
     "validate",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when they are first used: workers need few of them."""
+    if name not in __all__:
+        raise AttributeError(f"module 'datakit' has no attribute {name!r}")
+    module = {"Report": "report", "Shards": "shards"}.get(name, "errors" if name[0].isupper() else "api")
+    value = getattr(import_module(f"datakit.{module}"), name)
+    globals()[name] = value
+    return value

@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from datakit import checks as registry
+from datakit import describe
 from datakit import plan as plans
-from datakit import stats as statistics
 from datakit.errors import NoManifest, UnknownFormat, UsageError
 from datakit.formats import FORMATS
 from datakit.output import manifest as manifests
@@ -38,7 +38,7 @@ def _named(inputs: Inputs) -> tuple[list[str], Iterable[Any] | None]:
         return [os.fspath(inputs)], None
     if isinstance(inputs, list | tuple) and all(isinstance(x, str | os.PathLike) for x in inputs):
         return [os.fspath(x) for x in inputs], None
-    return [], inputs  # type: ignore[return-value]
+    return [], inputs
 
 
 def _workers(count: int | None) -> int:
@@ -143,9 +143,7 @@ def convert(
         return report
 
 
-def _gathered(
-    plan: Plan, pool: Pool, transaction: Transaction | None, progress: Progress | None
-) -> tuple[Plan, Seen]:
+def _gathered(plan: Plan, pool: Pool, transaction: Transaction | None, progress: Progress | None) -> tuple[Plan, Seen]:
     """Run the plan; again with another column where a late row needs it."""
     while True:
         try:
@@ -320,7 +318,7 @@ def stats(folder: str | os.PathLike[str]) -> Report:
     """
     shards = load(folder)
     report = _report_of("stats", os.fspath(folder), shards.manifest)
-    report.facts = statistics.compute(shards)
+    report.facts = describe.compute(shards)
     return report
 
 
@@ -407,7 +405,7 @@ def detect(inputs: Inputs, *, to: str | None = None) -> Report:
     return report
 
 
-def formats() -> list[dict[str, Any]]:
+def list_formats() -> list[dict[str, Any]]:
     """Every known source format."""
     return [
         {
@@ -423,7 +421,7 @@ def formats() -> list[dict[str, Any]]:
     ]
 
 
-def checks() -> list[dict[str, Any]]:
+def list_checks() -> list[dict[str, Any]]:
     """Every check, with its severity."""
     return [
         {
@@ -445,4 +443,4 @@ def explain(name: str) -> dict[str, Any]:
         UsageError: there is none.
     """
     check = registry.find(name)
-    return next(entry for entry in checks() if entry["id"] == check.id)
+    return next(entry for entry in list_checks() if entry["id"] == check.id)

@@ -14,6 +14,7 @@ import orjson
 
 import datakit
 from datakit import show
+from datakit.api import list_checks, list_formats
 from datakit.errors import DatakitError, InternalError, UsageError
 from datakit.plan import SHARD_SIZE
 from datakit.report import Report
@@ -117,7 +118,9 @@ def main() -> None:
 
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout (schemas/report.json).")
 _to = click.option("--to", metavar="KIND[:FORM]", help="What to become: sft, sft:prompt_completion, preference:implicit, kto, prompt, ...")  # fmt: skip
-_format = click.option("--format", metavar="NAME", help="Read every input as this format. `datakit formats` lists them.")
+_format = click.option(
+    "--format", metavar="NAME", help="Read every input as this format. `datakit formats` lists them."
+)
 _map = click.option("--map", metavar="FILE", help="What your columns mean: a TOML file, or dataset_info.json:NAME.")
 _split = click.option("--split", multiple=True, metavar="NAME[=GLOB]", help="A split and the inputs that belong to it; repeat for several.")  # fmt: skip
 _max_bad = click.option("--max-bad", metavar="AMOUNT", help='Bad rows that are tolerated: "0.1 %" or "20 rows".')
@@ -163,12 +166,16 @@ def _progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
 
 @main.command(epilog=EPILOG)
 @_inputs
-@click.option("-o", "--output", default="", metavar="DIR", help="The folder of the shards; whole or absent, never half.")
+@click.option(
+    "-o", "--output", default="", metavar="DIR", help="The folder of the shards; whole or absent, never half."
+)
 @_options(_to, _format, _map, _split)
 @click.option("--on-bad-row", type=click.Choice(["fail", "quarantine"]), default="fail", show_default=True, help="fail: write nothing. quarantine: put bad rows into rejects/, within --max-bad.")  # fmt: skip
 @_options(_max_bad, _fail_on, _severity)
 @click.option("--reasoning", type=click.Choice(["keep", "split", "inline"]), default="keep", show_default=True, help="<think> texts: keep, split to reasoning_content, or inline (the inverse).")  # fmt: skip
-@click.option("--from-rejects", metavar="DIR", help="Instead of inputs: a rejects folder whose `raw` texts you repaired.")
+@click.option(
+    "--from-rejects", metavar="DIR", help="Instead of inputs: a rejects folder whose `raw` texts you repaired."
+)
 @_workers
 @click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Decoded input bytes per shard.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")
@@ -245,7 +252,7 @@ def detect(inputs: tuple[str, ...], to: str | None, as_json: bool) -> None:
 @_json
 def formats(as_json: bool) -> None:
     """List the source formats."""
-    entries = datakit.formats()
+    entries = list_formats()
     _print_json(entries) if as_json else show.formats(entries)
 
 
@@ -253,7 +260,7 @@ def formats(as_json: bool) -> None:
 @_json
 def checks(as_json: bool) -> None:
     """List the checks."""
-    entries = datakit.checks()
+    entries = list_checks()
     _print_json(entries) if as_json else show.checks(entries)
 
 

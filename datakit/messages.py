@@ -56,30 +56,32 @@ class Context:
         self.notes.append(Finding(id, path, note))
 
     def leave(self, path: str, keys: Mapping[str, Any]) -> None:
-        self.left[path] = dict(keys)
+        self.left.setdefault(path, {}).update(keys)
 
 
 class Calls:
-    """Tool-call ids of one conversation: gives missing ones, and pairs results that name none, in order."""
+    """Tool-call ids of one conversation: gives missing ones, and pairs results without one by tool, then in order."""
 
     __slots__ = ("made", "open")
 
     def __init__(self) -> None:
         self.made = 0
-        self.open: list[str] = []
+        self.open: list[tuple[str, str]] = []
 
-    def call(self, id: object) -> str:
+    def call(self, id: object, tool: str) -> str:
         self.made += 1
-        name = id if isinstance(id, str) and id else f"call_{self.made}"
-        self.open.append(name)
-        return name
+        given = id if isinstance(id, str) and id else f"call_{self.made}"
+        self.open.append((given, tool))
+        return given
 
-    def result(self, id: object) -> str | None:
+    def result(self, id: object, tool: object) -> str | None:
         if isinstance(id, str) and id:
-            if id in self.open:
-                self.open.remove(id)
+            at = next((at for at, (given, _) in enumerate(self.open) if given == id), None)
+            if at is not None:
+                del self.open[at]
             return id
-        return self.open.pop(0) if self.open else None
+        at = next((at for at, (_, name) in enumerate(self.open) if name == tool), 0)
+        return self.open.pop(at)[0] if self.open else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,9 @@ def read_turn(value: object, turn: Turn, context: Context, path: str, calls: Cal
     message: Message = {"role": "assistant" if role == CALL else role}
     if role == CALL:
         message["content"] = ""
-        message["tool_calls"] = _calls_in_text(_take(rest, (turn.content, *CONTENT_KEYS)), path, calls)
+        message["tool_calls"] = _calls_in_text(_take(rest, (turn.content, *CONTENT_KEYS)), context, path, calls)
     elif turn.content in rest or any(key in rest for key in CONTENT_KEYS):
-        _read_content(_take(rest, (turn.content, *CONTENT_KEYS)), message, path, calls)
+        _read_content(_take(rest, (turn.content, *CONTENT_KEYS)), message, context, path, calls)
     _read_reasoning(rest, message, path)
     _read_tool_calls(rest, message, context, path, calls)
     _read_rest(rest, message, path, calls)
@@ -159,11 +161,11 @@ def _take(rest: Message, keys: Sequence[str]) -> Any:
     return next((rest.pop(key) for key in keys if key in rest), None)
 
 
-def _read_content(value: object, message: Message, path: str, calls: Calls) -> None:
+def _read_content(value: object, message: Message, context: Context, path: str, calls: Calls) -> None:
     if value is None or isinstance(value, str):
         message["content"] = value
     elif isinstance(value, list):
-        parts, reasoning, tool_calls, plain = read_parts(value, path, calls)
+        parts, reasoning, tool_calls, plain = read_parts(value, context, path, calls)
         message["content"] = parts[0]["text"] if plain and len(parts) == 1 else ("" if plain and not parts else parts)
         if reasoning:
             message["reasoning_content"] = "\n".join(reasoning)
@@ -174,7 +176,7 @@ def _read_content(value: object, message: Message, path: str, calls: Calls) -> N
 
 
 def read_parts(
-    values: list[Any], path: str, calls: Calls
+    values: list[Any], context: Context, path: str, calls: Calls
 ) -> tuple[list[dict[str, Any]], list[str], list[dict[str, Any]], bool]:
     """Typed parts: content parts, reasoning texts, tool calls, and whether they were LLaMA-Factory's plain texts.
 
@@ -195,22 +197,25 @@ def read_parts(
         if "value" not in part:
             plain = False
         if kind in TEXT_PARTS:
-            text = next((part[k] for k in PART_TEXT_KEYS if k in part), None)
+            key = next((k for k in PART_TEXT_KEYS if part.get(k) is not None), "")
+            text = part.get(key)
             if not isinstance(text, str):
                 raise BadRow("DK104", here, f"expected a text, found {shown(text)}")
-            others = {k: v for k, v in part.items() if k not in ("type", *PART_TEXT_KEYS)}
+            padding = [k for k in PART_TEXT_KEYS if k in part and part[k] is None]
+            others = {k: v for k, v in part.items() if k not in ("type", key, *padding)}
+            plain = plain and not others
             parts.append({"type": "text", "text": text, **others})
         elif kind == "reasoning" and isinstance(part.get("value"), str):
             reasoning.append(part["value"])
         elif kind == "tool_call" and "value" in part:
-            tool_calls.extend(_calls_in_text(part["value"], here, calls))
+            tool_calls.extend(_calls_in_text(part["value"], context, here, calls))
         else:
             plain = False
             parts.append(part)
     return parts, reasoning, tool_calls, plain
 
 
-def _calls_in_text(text: object, path: str, calls: Calls) -> list[dict[str, Any]]:
+def _calls_in_text(text: object, context: Context, path: str, calls: Calls) -> list[dict[str, Any]]:
     """Tool calls written as JSON text: `{"name": ..., "arguments": {...}}` or a list of them."""
     value = text
     if isinstance(text, str):
@@ -221,7 +226,15 @@ def _calls_in_text(text: object, path: str, calls: Calls) -> list[dict[str, Any]
     values = value if isinstance(value, list) else [value]
     if not values:
         raise BadRow("DK302", path, "a tool call turn without a call")
-    return [read_call(v, path, calls)[0] for v in values]
+    return [_call_alone(v, context, f"{path}.tool_calls[{index}]", calls) for index, v in enumerate(values)]
+
+
+def _call_alone(value: object, context: Context, path: str, calls: Calls) -> dict[str, Any]:
+    """One tool call; the keys that it had besides are left to the context."""
+    call, left = read_call(value, path, calls)
+    if left:
+        context.leave(path, left)
+    return call
 
 
 def read_call(value: object, path: str, calls: Calls) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -232,17 +245,17 @@ def read_call(value: object, path: str, calls: Calls) -> tuple[dict[str, Any], d
     """
     if not isinstance(value, dict):
         raise BadRow("DK302", path, f"expected a tool call, found {shown(value)}")
-    inner = value.get("function", value)
+    inner = value if value.get("function") is None else value["function"]
     if not isinstance(inner, dict):
         raise BadRow("DK302", path, f"expected a function with a name, found {shown(inner)}")
-    name = inner.get("name", inner.get("tool_name"))
+    left = dict(inner)
+    name = _take(left, ("name", "tool_name"))
     if not isinstance(name, str) or not name:
         raise BadRow("DK302", path, f"a tool call without a name: {shown(value)}")
-    arguments = read_arguments(inner.get("arguments", inner.get("parameters")), path)
-    known = {"id", "call_id", "type", "function", "index"}
-    known |= {"name", "tool_name", "arguments", "parameters"} if inner is value else set()
-    rest = {k: v for k, v in value.items() if k not in known}
-    id = calls.call(value.get("id") or value.get("call_id"))
+    arguments = read_arguments(_take(left, ("arguments", "parameters")), path)
+    rest = left if inner is value else {**value, "function": left}
+    rest = {k: v for k, v in rest.items() if k not in ("id", "call_id", "type", "index") and (k != "function" or v)}
+    id = calls.call(value.get("id") or value.get("call_id"), name)
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}, rest
 
 
@@ -293,14 +306,14 @@ def _read_tool_calls(rest: Message, message: Message, context: Context, path: st
             context.leave(here, left)
         read.append(call)
     if legacy is not None:
-        read.append(read_call(legacy, f"{path}.function_call", calls)[0])
+        read.append(_call_alone(legacy, context, f"{path}.function_call", calls))
     if read:
         message["tool_calls"] = read
 
 
 def _read_rest(rest: Message, message: Message, path: str, calls: Calls) -> None:
     if message["role"] == "tool":
-        id = calls.result(_take(rest, ("tool_call_id", "call_id")))
+        id = calls.result(_take(rest, ("tool_call_id", "call_id")), rest.get("name", rest.get("tool_name")))
         if id is not None:
             message["tool_call_id"] = id
     for key in ("name", "refusal", "tool_call_id", "tool_name"):
@@ -315,7 +328,7 @@ def _read_rest(rest: Message, message: Message, path: str, calls: Calls) -> None
                 if not isinstance(value, bool | int | float):
                     raise BadRow("DK209", f"{path}.{key}", f"expected a number or a boolean, found {shown(value)}")
                 message["weight"] = int(value) if isinstance(value, bool) else value
-            break
+                break
 
 
 def read_tools(value: object, path: str = "tools") -> list[dict[str, Any]] | None:
@@ -339,7 +352,9 @@ def read_tools(value: object, path: str = "tools") -> list[dict[str, Any]] | Non
     values = value if isinstance(value, list) else [value]
     tools: list[dict[str, Any]] = []
     for index, tool in enumerate(values):
-        declared = tool.get("functionDeclarations", tool.get("function_declarations")) if isinstance(tool, dict) else None
+        declared = (
+            tool.get("functionDeclarations", tool.get("function_declarations")) if isinstance(tool, dict) else None
+        )
         for one in declared if isinstance(declared, list) else [tool]:
             tools.append(_read_tool(one, f"{path}[{index}]"))
     return tools or None
@@ -349,10 +364,12 @@ def _read_tool(tool: object, path: str) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise BadRow("DK301", path, f"expected a tool definition, found {shown(tool)}")
     if "function" in tool:
-        return {"type": "function", **tool} if "type" not in tool else tool
-    if "input_schema" in tool:
+        made = tool if "type" in tool else {"type": "function", **tool}
+    elif "input_schema" in tool:
         rest = {k: v for k, v in tool.items() if k not in ("input_schema", "type")}
-        return {"type": "function", "function": {**rest, "parameters": tool["input_schema"]}}
-    if "name" in tool:
-        return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type" or v != "function"}}
-    raise BadRow("DK301", path, f"a tool without a name: {shown(tool)}")
+        made = {"type": "function", "function": {**rest, "parameters": tool["input_schema"]}}
+    else:
+        made = {"type": "function", "function": {k: v for k, v in tool.items() if k != "type" or v != "function"}}
+    if not isinstance(made["function"], dict) or not isinstance(made["function"].get("name"), str):
+        raise BadRow("DK301", path, f"a tool without a name: {shown(made['function'])}")
+    return made

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from datakit import __version__, checks
-from datakit.detect import Detection, detect_rows
+from datakit.detection import Detection, detect_rows
 from datakit.errors import AmbiguousFormat, UnreadableInput, UsageError
 from datakit.formats import find, mapping
 from datakit.formats.declare import Format, Row, leftover
@@ -335,7 +335,9 @@ def choose_layout(known: Sequence[Layout | None], found: Sequence[Source], targe
             return present[0]
         each = [f"{s.path} is {x.name}" for s, x in zip(found, known, strict=True) if x]
         both = [x for x in LAYOUTS if all(reaches(p, x) for p in present)]
-        hint = f"Ask for one with --to {' or --to '.join(x.name for x in both)}." if both else "Convert them separately."
+        hint = (
+            f"Ask for one with --to {' or --to '.join(x.name for x in both)}." if both else "Convert them separately."
+        )
         raise AmbiguousFormat(f"one output holds one kind and form, but {'; '.join(each[:4])}.", hint)
     wanted = [x for x in LAYOUTS if target.accepts(x)]
     same = [x for x in wanted if x in present]

@@ -126,7 +126,7 @@ def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFi
         summary.first.extend(_place(place) for place in finding.places or [[None, None, "", finding.note]])
         summary.count += max(1, finding.rows)
         summary.share = _share(finding.rows, tally.rows_in)
-    order = {severity: rank for rank, severity in enumerate(SEVERITIES)}
+    order: dict[str, int] = {severity: rank for rank, severity in enumerate(SEVERITIES)}
     return sorted(found.values(), key=lambda s: (order.get(s.severity, 9), s.id))
 
 

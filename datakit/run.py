@@ -209,7 +209,12 @@ class _Shards:
 
 def _table(keys: Keys) -> list[Any]:
     return [
-        [start, source, [rows[0], len(rows)] if isinstance(rows, range) else None, None if isinstance(rows, range) else rows]
+        [
+            start,
+            source,
+            [rows[0], len(rows)] if isinstance(rows, range) else None,
+            None if isinstance(rows, range) else rows,
+        ]
         for start, (source, rows) in zip(keys.starts, keys.blocks, strict=True)
     ]
 
@@ -391,7 +396,7 @@ def _inputs(plan: Plan, seen: Seen) -> list[dict[str, Any]]:
                 "compression": source.compression,
                 "format": "datakit" if format is None else format.name,
                 "rows": seen.source_rows[number],
-                "bytes": file.bytes if file and not seen.stopped else None,
+                "bytes": file.size if file and not seen.stopped else None,
                 "sha256": file.sha256 if file and not seen.stopped else None,
             }
         )

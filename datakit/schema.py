@@ -144,7 +144,8 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
         "tokenized",
         "tokens",
         False,
-        "input_ids=ints labels?=ints attention_mask?=ints position_ids?=ints completion_mask?=ints assistant_masks?=ints",
+        "input_ids=ints labels?=ints attention_mask?=ints position_ids?=ints completion_mask?=ints "
+        "assistant_masks?=ints",
         "token ids that need no further preparation",
     ),
 )
@@ -213,11 +214,7 @@ class Target:
         return cls(layout(kind, form, conversational).kind, form, conversational)
 
     def accepts(self, x: Layout) -> bool:
-        return (
-            x.kind == self.kind
-            and self.form in (None, x.form)
-            and self.conversational in (None, x.conversational)
-        )
+        return x.kind == self.kind and self.form in (None, x.form) and self.conversational in (None, x.conversational)
 
     def __str__(self) -> str:
         values = {None: None, False: "strings", True: "messages"}[self.conversational]

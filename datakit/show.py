@@ -111,7 +111,9 @@ def _ledger(console: Console, found: Report) -> None:
         parts.append(f"{ledger['merged']:,} merged into {ledger['groups']:,} groups")
     parts += [f"{count:,} rejected by {rule}" for rule, count in ledger["rejected"].items()]
     blank = f" ({ledger['blank_lines']:,} blank lines)" if ledger["blank_lines"] else ""
-    console.print(Text(f"ledger: {ledger['rows_in']:,} rows in = {' + '.join(parts)}; {ledger['rows_out']:,} rows out{blank}"))
+    console.print(
+        Text(f"ledger: {ledger['rows_in']:,} rows in = {' + '.join(parts)}; {ledger['rows_out']:,} rows out{blank}")
+    )
 
 
 def _facts(console: Console, facts: Mapping[str, Any]) -> None:
@@ -130,7 +132,9 @@ def _facts(console: Console, facts: Mapping[str, Any]) -> None:
             for entry in value:
                 console.print(Text(f"{safe(name)}: " + "  ".join(safe(v) for v in entry.values())))
         else:
-            console.print(Text(f"{safe(name)}: {value:,}" if isinstance(value, int) else f"{safe(name)}: {safe(value)}"))
+            console.print(
+                Text(f"{safe(name)}: {value:,}" if isinstance(value, int) else f"{safe(name)}: {safe(value)}")
+            )
 
 
 def _next(console: Console, found: Report) -> None:
@@ -141,7 +145,9 @@ def _next(console: Console, found: Report) -> None:
         entry = next(e for e in _check_entries() if e["id"] == summary.id)
         console.print(Text(f"  {summary.id}: {entry['fix']}  (datakit explain {summary.id})"))
     if found.command == "convert" and found.rows_rejected:
-        console.print(Text('  Or set the bad rows aside: --on-bad-row quarantine --max-bad "N rows", then look at rejects/.'))
+        console.print(
+            Text('  Or set the bad rows aside: --on-bad-row quarantine --max-bad "N rows", then look at rejects/.')
+        )
     if found.command == "convert":
         console.print(Text("  Nothing was written."))
 
@@ -149,7 +155,7 @@ def _next(console: Console, found: Report) -> None:
 def _check_entries() -> list[dict[str, Any]]:
     from datakit import api
 
-    return api.checks()
+    return api.list_checks()
 
 
 def formats(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -175,6 +181,8 @@ def checks(entries: Sequence[Mapping[str, Any]]) -> None:
 
 def explain(entry: Mapping[str, Any]) -> None:
     console = _console()
-    console.print(Text(f"{entry['id']} {entry['name']} ({entry['severity']}; {', '.join(entry['kinds'])})", style="bold"))
+    console.print(
+        Text(f"{entry['id']} {entry['name']} ({entry['severity']}; {', '.join(entry['kinds'])})", style="bold")
+    )
     console.print(Text(f"rule: {entry['rule']}"))
     console.print(Text(f"fix:  {entry['fix']}"))

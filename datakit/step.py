@@ -8,10 +8,12 @@ stop it: a bad row becomes a reject with its reason and its raw text.
 from __future__ import annotations
 
 import base64
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import sha256
+from itertools import accumulate
 from typing import Any, Final
 
 import orjson
@@ -26,14 +28,13 @@ from datakit.findings import BadRow, Finding
 from datakit.formats import FORMATS, mapping
 from datakit.formats.declare import Format, Record, Row
 from datakit.formats.normalise import normalise
-from datakit.formats.reshape import reaches, reshape, with_reasoning
+from datakit.formats.reshape import reshape, with_reasoning
 from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
 from datakit.reading.rows import parse_row
 from datakit.schema import ARROW, ID, IS_JSON, META, OPTIONAL, PROVENANCE, ROW, SOURCE, Layout, Type, layout
 from datakit.tally import Tally
-
 
 OPTIONAL_NAMES: Final = tuple(column.name for column in OPTIONAL)
 
@@ -435,12 +436,16 @@ def _count(sink: _Sink, record: Record, encoded: Mapping[str, bytes]) -> None:
 
 
 def _finish(sink: _Sink) -> Result:
-    for name in sink.encoded:
-        _see_damage(sink, sink.columns[name])
+    joined: dict[str, bytes] = {}
     for name in sink.names:
-        if sink.types[name] == "text":
-            _see_damage(sink, [dumps(text) for text in sink.columns[name]])
-    batch = _batch(sink) if sink.plan.encode and sink.rows and not sink.wanted else None
+        values = sink.columns[name]
+        if name in sink.encoded:
+            joined[name] = b"".join(values)
+            _see_damage(sink, joined[name], values)
+        elif sink.types[name] == "text":
+            texts = [dumps(text) for text in values]
+            _see_damage(sink, b"".join(texts), texts)
+    batch = _batch(sink, joined) if sink.plan.encode and sink.rows and not sink.wanted else None
     return Result(
         batch,
         sink.rejects,
@@ -452,26 +457,34 @@ def _finish(sink: _Sink) -> Result:
     )
 
 
-def _see_damage(sink: _Sink, rows: list[bytes]) -> None:
+def _see_damage(sink: _Sink, whole: bytes, rows: list[bytes]) -> None:
     severities = sink.plan.severities
-    for index, id, note in damaged(rows):
+    for index, id, note in damaged(whole, rows):
         if severities[id] != "off":
             place = [sink.source.path, sink.rows[index], "", note]
             sink.tally.see(id, place.copy)
 
 
-def _batch(sink: _Sink) -> pa.RecordBatch:
+def _batch(sink: _Sink, joined: Mapping[str, bytes]) -> pa.RecordBatch:
     """The columns as Arrow; JSON columns as plain strings, which the writer declares as arrow.json."""
-    arrays: list[pa.Array] = []
-    names: list[str] = []
+    arrays: list[Any] = []
     for name, values in sink.columns.items():
-        type_ = sink.types[name]
-        arrays.append(pa.array(values, pa.string() if type_ in IS_JSON else ARROW[type_]))
-        names.append(name)
+        if name in joined:
+            arrays.append(_strings(joined[name], values))
+        else:
+            type_ = sink.types[name]
+            arrays.append(pa.array(values, pa.string() if type_ in IS_JSON else ARROW[type_]))
+    digests = b"".join(sink.digests).hex().encode()
     arrays += [
-        pa.array([digest.hex() for digest in sink.digests], pa.string()),
+        _strings(digests, [digests[:32]] * len(sink.digests)),
         pa.array([origin[0] for origin in sink.origins], pa.string()),
         pa.array([origin[1] for origin in sink.origins], pa.int64()),
         pa.array(sink.meta, pa.string()),
     ]
-    return pa.RecordBatch.from_arrays(arrays, [*names, ID, SOURCE, ROW, META])
+    return pa.RecordBatch.from_arrays(arrays, [*sink.columns, ID, SOURCE, ROW, META])
+
+
+def _strings(joined: bytes, values: list[bytes]) -> Any:
+    """A string column from its texts and the same texts joined; orjson has seen to it that they are UTF-8."""
+    offsets = array("i", accumulate(map(len, values), initial=0))
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(joined))

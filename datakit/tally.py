@@ -45,10 +45,9 @@ class Tally:
 
     def see(self, id: str, place: Callable[[], Place]) -> None:
         """One row with a finding; its place is made only where it is kept."""
-        self.seen[id] += 1
-        places = self.places.setdefault(id, [])
-        if len(places) < PLACES:
-            places.append(place())
+        count = self.seen[id] = self.seen.get(id, 0) + 1
+        if count <= PLACES:
+            self.places.setdefault(id, []).append(place())
 
     def step(self, name: str, value: Any) -> None:
         """Follow a sequence and count its changes."""
@@ -111,4 +110,5 @@ class Tally:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tally:
         counters = {"rejected", "fanout", "seen", "counts"}
-        return cls(**{name: Counter(x) if name in counters else x for name, x in value.items()})
+        fields: dict[str, Any] = {name: Counter(x) if name in counters else x for name, x in value.items()}
+        return cls(**fields)

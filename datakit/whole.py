@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 
 from datakit.checks import kto, preference
 from datakit.tally import PLACES, Tally
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +50,6 @@ class Keys:
         source, rows = self.blocks[at]
         return source, rows[index - self.starts[at]]
 
-    def _columns(self) -> tuple[pa.Array, pa.Array]:
-        """High and low half of every key."""
-        count = len(self.data) // 16
-        pairs = pa.Array.from_buffers(pa.uint64(), 2 * count, [None, pa.py_buffer(self.data)])
-        halves = pa.FixedSizeListArray.from_arrays(pairs, 2)
-        return pc.list_element(halves, 0), pc.list_element(halves, 1)
-
     def equal(self, mask: int = 0) -> Iterator[list[int]]:
         """Groups of rows with equal keys, in order of their first row.
 
@@ -67,16 +58,15 @@ class Keys:
         """
         if len(self.data) < 32:
             return
-        high, low = self._columns()
-        order = pc.array_sort_indices(high)
-        ordered = pc.take(high, order)
-        same = pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1))
-        candidates = pc.indices_nonzero(same).to_pylist()
+        halves = np.frombuffer(self.data, dtype="<u8").reshape(-1, 2)
+        order = np.argsort(halves[:, 0], kind="stable")
+        ordered = halves[order, 0]
+        candidates = np.flatnonzero(ordered[1:] == ordered[:-1])
         groups: dict[tuple[int, int], set[int]] = {}
         clear = ~(mask << 56) & (2**64 - 1)  # the last byte is the highest of a little-endian half
         for at in candidates:
-            for index in (order[at].as_py(), order[at + 1].as_py()):
-                key = (high[index].as_py(), low[index].as_py() & clear)
+            for index in (int(order[at]), int(order[at + 1])):
+                key = (int(halves[index, 0]), int(halves[index, 1]) & clear)
                 groups.setdefault(key, set()).add(index)
         yield from sorted(sorted(group) for group in groups.values() if len(group) > 1)
 
@@ -87,7 +77,8 @@ class Keys:
 def whole_set(tally: Tally, kind: str, digests: Keys, conflicts: Keys) -> list[SetFinding]:
     """Everything that only the whole set shows."""
     found: list[SetFinding] = []
-    places, extra = [], 0
+    places: list[Any] = []
+    extra = 0
     for group in digests.equal():
         first = digests.place(group[0])
         for index in group[1:]:

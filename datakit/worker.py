@@ -8,12 +8,14 @@ A message is a JSON header and any number of byte strings, each with its length 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Final
+from io import IOBase
+from typing import IO, Any, Final, cast
 
 import orjson
 import pyarrow as pa
@@ -23,7 +25,6 @@ from datakit.reading.blocks import Block
 from datakit.reading.columnar import columns_of, has_structs, layout_of, peek
 from datakit.step import Result, StepPlan, convert_block
 from datakit.tally import Tally
-
 
 QUESTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "layout": layout_of,
@@ -69,13 +70,8 @@ def unpack_block(header: dict[str, Any], payload: bytes) -> Block:
     return Block(**header, rows=tuple(rows) if rows else None, payload=payload)
 
 
-def pack_result(result: Result) -> tuple[dict[str, Any], list[bytes | memoryview]]:
-    batch: bytes | memoryview = b""
-    if result.batch is not None:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, result.batch.schema) as writer:
-            writer.write_batch(result.batch)
-        batch = memoryview(sink.getvalue())
+def write_result(stream: IO[bytes], result: Result) -> None:
+    """Send a result; the batch follows the message as an Arrow stream, so that its columns are not copied."""
     first = result.rows[0] if result.rows else 0
     consecutive = not result.rows or result.rows[-1] - first + 1 == len(result.rows) == len(set(result.rows))
     header = {
@@ -84,21 +80,26 @@ def pack_result(result: Result) -> tuple[dict[str, Any], list[bytes | memoryview
         "wanted": result.wanted,
         "rows": [first, len(result.rows)] if consecutive else result.rows,
         "consecutive": consecutive,
+        "batch": result.batch is not None,
     }
-    return header, [batch, result.digests, result.conflicts]
+    write_message(stream, ["ok", header], result.digests, result.conflicts)
+    if result.batch is not None:
+        with pa.ipc.new_stream(pa.PythonFile(cast(IOBase, stream), "w"), result.batch.schema) as writer:
+            writer.write_batch(result.batch)
+        stream.flush()
 
 
-def unpack_result(header: dict[str, Any], parts: list[bytes]) -> Result:
+def read_result(stream: IO[bytes], header: dict[str, Any], parts: list[bytes]) -> Result:
     batch = None
-    if parts[0]:
-        with pa.ipc.open_stream(pa.py_buffer(parts[0])) as reader:
+    if header["batch"]:
+        with pa.ipc.open_stream(pa.PythonFile(cast(IOBase, stream), "r")) as reader:
             batch = reader.read_next_batch()
+            reader.read_all()  # up to the end mark
     rows = header["rows"]
     if header["consecutive"]:
         rows = range(rows[0], rows[0] + rows[1])
-    return Result(
-        batch, header["rejects"], Tally.from_json(header["tally"]), parts[1], parts[2], rows, header["wanted"]
-    )
+    tally = Tally.from_json(header["tally"])
+    return Result(batch, header["rejects"], tally, parts[0], parts[1], rows, header["wanted"])
 
 
 def main() -> None:
@@ -106,6 +107,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=1 << 20)
     os.dup2(2, 1)  # nothing that a library prints may end up among the results
+    gc.freeze()
+    gc.disable()  # rows are trees without cycles; looking for some costs a third of the time
     plan: StepPlan | None = None
     while (message := read_message(source)) is not None:
         (request, value), parts = message
@@ -116,8 +119,7 @@ def main() -> None:
                 plan = StepPlan.from_json(value)
                 write_message(sink, ["ok", None])
             elif plan is not None:
-                header, out = pack_result(convert_block(unpack_block(value, parts[0]), plan))
-                write_message(sink, ["ok", header], *out)
+                write_result(sink, convert_block(unpack_block(value, parts[0]), plan))
         except BrokenPipeError:
             return
         except DatakitError as error:

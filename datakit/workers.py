@@ -18,15 +18,23 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self
 
+import pyarrow as pa
+
 from datakit import errors
 from datakit.reading.blocks import Block, Span
 from datakit.step import Result, StepPlan
 from datakit.tally import Tally
-from datakit.worker import pack_block, read_message, unpack_result, write_message
+from datakit.worker import pack_block, read_message, read_result, write_message
 
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
-# -P and append: a file named json.py in the user's folder must not be imported.
-_MAIN: Final = f"import sys; sys.path.append({_ROOT!r}); from datakit.worker import main; main()"
+# -P and append: a file named json.py in the user's folder must not be imported. pyarrow does without numpy, which takes
+# most of the time of its import and which no worker needs.
+_MAIN: Final = (
+    f"import sys; sys.path.append({_ROOT!r}); sys.modules['numpy'] = None; from datakit.worker import main; main()"
+)
+
+
+_PIPE: Final = 1 << 20 if sys.platform == "linux" else -1
 
 
 class _Died(Exception):
@@ -39,7 +47,13 @@ class _Worker:
     def __init__(self, plan: StepPlan | None) -> None:
         command = [sys.executable, "-P", "-c", _MAIN]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pipesize=_PIPE,
+            bufsize=_PIPE,
+            start_new_session=True,
         )
         self.plan: StepPlan | None = None
         if plan is not None:
@@ -47,7 +61,13 @@ class _Worker:
 
     def prepare(self, plan: StepPlan) -> None:
         if self.plan is not plan:
-            self.ask("plan", plan.to_json())
+            try:
+                self.ask("plan", plan.to_json())
+            except _Died as died:
+                raise errors.InternalError(
+                    f"a worker process does not start (exit {died.args[0]})",
+                    f"Try: {sys.executable} -c 'import datakit.worker'",
+                ) from None
             self.plan = plan
 
     def ask(self, request: str, value: Any, *parts: bytes) -> tuple[Any, list[bytes]]:
@@ -69,6 +89,16 @@ class _Worker:
         if verdict == "failed":
             raise errors.InternalError(f"a worker failed:\n{answer}", "Please report this with the text above.")
         return answer, out
+
+    def result(self, answer: Any, parts: list[bytes]) -> Result:
+        """The result that an answer announces."""
+        try:
+            if self.process.stdout is None:
+                raise EOFError
+            return read_result(self.process.stdout, answer, parts)
+        except (EOFError, OSError, ValueError, pa.ArrowException):
+            self.process.kill()
+            raise _Died(self.process.wait()) from None
 
     def close(self) -> None:
         for stream in (self.process.stdin, self.process.stdout):
@@ -152,6 +182,7 @@ class Pool:
             worker.prepare(plan)
             header, payload = pack_block(block)
             answer, parts = worker.ask("block", header, payload)
+            result = worker.result(answer, parts)
         except _Died:
             self._replace(worker, plan)
             return self._halve(block, plan)
@@ -159,7 +190,7 @@ class Pool:
             self._idle.put(worker)
             raise
         self._idle.put(worker)
-        return [unpack_result(answer, parts)]
+        return [result]
 
     def _halve(self, block: Block, plan: StepPlan) -> list[Result]:
         if block.rows is not None:

@@ -54,7 +54,9 @@ def severities(changes: Mapping[str, str] | None = None) -> dict[str, str]:
             raise UsageError(f"--severity {name}={severity}", f"A severity is one of {', '.join(SEVERITIES)}, off.")
         check = find(name)
         if check.on == "read" and check.severity == "error" and severity != "error":
-            raise UsageError(f"--severity {name}={severity}", f"{check.id} rows cannot be carried on, so it stays an error.")
+            raise UsageError(
+                f"--severity {name}={severity}", f"{check.id} rows cannot be carried on, so it stays an error."
+            )
         result[check.id] = severity
     return result
 

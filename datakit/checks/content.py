@@ -10,31 +10,77 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import orjson
+
 from datakit.checks.declare import Check
 
-# UTF-8 read as Latin-1 or Windows-1252: a lead byte shown as a letter, then a continuation byte shown as a sign.
-_MOJIBAKE: Final = re.compile("Ã[\u0080-\u00bf]|Â[\u0080-\u00bf]|â€[\u0080-\u00bf™œ“”˜¦]|â\u0080[\u0080-\u00bf]|ï¿½|\ufffd")
-_MOJIBAKE_BYTES: Final = tuple(x.encode() for x in ("Ã", "Â", "â", "ï¿½", "\ufffd"))
+# UTF-8 read as Latin-1 or Windows-1252: a lead byte shown as a letter, then continuation bytes shown as signs. Some of
+# these signs also follow a word that ends in such a letter, as in AMANHÃ» or HÂLÂ…, so a pair alone does not say it all.
+_C1: Final = "\u0080-\u009f"
+_HIGH: Final = f"{_C1}\u00a0-¿€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # bytes 80 to BF
+_UPPER: Final = "A-ZÀ-ÖØ-ÞĐ"
+_LETTER: Final = r"[^\W\d_]"
+_MOJIBAKE: Final = re.compile(
+    "|".join(
+        (
+            f"[Â-ß][{_C1}]|[à-ï](?:[{_C1}][{_HIGH}]|[{_HIGH}][{_C1}])",
+            "Ã[¡-©¬¯±´-¶¸¼-¿€‚ƒ„‡ˆ‰ŠŒŽ˜šœžŸ]",  # é as Ã©, É as Ã‰
+            f"(?<![{_UPPER}]{{2}})Ã[\u00a0ª\u00ad®°²³·¹º]",  # ê as Ãª
+            f"(?<![{_UPPER}«»‹›“„])Ã[«»‹†]|Ã[»†](?=[a-zß-ÿ])",
+            f"(?:Ã[‘“”•–™›]|(?<!{_LETTER})Ã’)(?={_LETTER})",  # Ö as Ã–
+            f"(?<![{_UPPER}])Ã[…—](?=[a-zß-ÿ])",
+            f"Â[\u00a0-ª¬-±´-¸º¼-¿]|(?<![{_UPPER}«»“„])Â[«»]",  # ° as Â°
+            "(?<=[\\w)\\]])Â[¹²³]",  # but not the square of an operator Â
+            f"â[€‚ƒ„‡ˆ‰Š‹ŒŽ˜™šœžŸ][{_HIGH}]|â†[‘’“”•–—˜™š›œžŸ]",  # ’ as â€™, → as â†’
+            f"(?<!{_LETTER})â[…‘’“”•–—›][{_HIGH}]",
+            f"áº[{_HIGH}]|á»[¢-©¬¯±´-¶¸¼-¾€‚ƒ„†‡ˆ‰Š‹ŒŽ˜™š›œžŸ]",  # ệ as á»‡
+            "ð[\u009fŸ]",  # an emoji
+            f"(?<=[a-z])[Â-ÖØ-Þ][{_HIGH}]|(?<!{_LETTER})[ÄÅ][¡-¿€‚ƒ„†‡ˆ‰Š‹ŒŽ˜™š›œžŸ](?=[a-z])",  # ł as Å‚
+            f"(?:[Â-ß][{_HIGH}]|[à-ï][{_HIGH}]{{2}}|[ð-ô][{_HIGH}]{{3}}){{2}}",  # other alphabets
+            "ï¿½|ï»¿|\ufffd",
+        )
+    )
+)
+# A letter that can stand for a lead byte before a sign that can stand for another byte, in UTF-8.
+_SUSPECT: Final = re.compile(
+    rb"\xc3[\x82-\xb4](?:\xc2|\xc5[\x92\x93\xa0\xa1\xb8\xbd\xbe]|\xc6\x92|\xcb[\x86\x9c]|\xe2[\x80\x82\x84])"
+)
+_REPLACED: Final = re.compile("\ufffd".encode())  # faster than `in`
 
-# JSON escapes of control characters other than tab, line feed and carriage return, as orjson writes them.
-_CONTROL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u00[01][0-9a-f]|\x7f")
-_CONTROL_BYTES: Final = (b"\\u00", b"\x7f")
+# Control characters other than tab, line feed, carriage return and next line (U+0085). JSON escapes the first of them;
+# a \b or \f is often what a LaTeX command such as \frac became.
+_ESCAPED: Final = re.compile(rb"\\(?:u00[01][0-9a-f]|[bf])")
+_RAW: Final = re.compile(rb"\xc2[\x80-\x84\x86-\x9f]")
+_CONTROL: Final = re.compile(_ESCAPED.pattern + rb"|\x7f|" + _RAW.pattern)
 
 
-def damaged(rows: Sequence[bytes]) -> Iterator[tuple[int, str, str]]:
-    """(row, check id, note) for every damaged row of one encoded column."""
-    whole = b"".join(rows)
-    if not whole.isascii() and any(needle in whole for needle in _MOJIBAKE_BYTES):
+def damaged(whole: bytes, rows: Sequence[bytes]) -> Iterator[tuple[int, str, str]]:
+    """(row, check id, note) for every damaged row of one encoded column; `whole` is the rows joined."""
+    ascii = whole.isascii()
+    if not ascii and (_SUSPECT.search(whole) or _REPLACED.search(whole)):
         for index, row in enumerate(rows):
-            if any(needle in row for needle in _MOJIBAKE_BYTES):
-                found = _MOJIBAKE.findall(row.decode())
+            if _SUSPECT.search(row) or _REPLACED.search(row):
+                text = row.decode().replace("\\\\", " ").replace("\\n", "\n").replace("\\t", "\t")
+                found = _MOJIBAKE.findall(text)
                 if found:
                     yield index, "DK901", f"{len(found)} places such as {found[0]!r}"
-    if any(needle in whole for needle in _CONTROL_BYTES):
+    escaped = _ESCAPED.search(whole) and _ESCAPED.search(_without_backslashes(whole))
+    if escaped or b"\x7f" in whole or (not ascii and _RAW.search(whole)):
         for index, row in enumerate(rows):
-            controls = _CONTROL.findall(row)
+            controls = _CONTROL.findall(_without_backslashes(row))
             if controls:
-                yield index, "DK909", f"{len(controls)} control characters such as {controls[0].decode()!r}"
+                yield index, "DK909", f"{len(controls)} control characters such as {_code(controls[0])}"
+
+
+def _without_backslashes(data: bytes) -> bytes:
+    """JSON text without the backslashes of its strings, so that each one left begins an escape."""
+    return data.replace(b"\\\\", b"")
+
+
+def _code(control: bytes) -> str:
+    """The code point of a control character, as it is or escaped."""
+    quoted: bytes = b'"%b"' % control
+    return f"U+{ord(orjson.loads(quoted)):04X}"
 
 
 CONTENT: Final = (

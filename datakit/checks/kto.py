@@ -10,23 +10,27 @@ from datakit.checks.declare import Check
 LABELLED: Final = ("kto",)
 
 
-def weight_bounds(desirable: int, undesirable: int) -> tuple[float, float]:
-    """The range that TRL recommends for `desirable_weight` when `undesirable_weight` is 1.
+Range = tuple[float, float]
+
+
+def weight_bounds(desirable: int, undesirable: int) -> tuple[Range, Range]:
+    """The ranges that TRL recommends for `desirable_weight` and `undesirable_weight`, the other one being 1.
 
     From the KTO paper (https://arxiv.org/abs/2402.01306), section 4.2: desirable_weight * n_desirable should be
-    between 1 and 4/3 of undesirable_weight * n_undesirable.
+    between 1 and 4/3 of undesirable_weight * n_undesirable. Rounded as TRL rounds before it warns.
     """
-    return undesirable / desirable, 4 * undesirable / (3 * desirable)
+    ratio, inverse = undesirable / desirable, desirable / undesirable
+    return (round(ratio, 2), round(1.33 * ratio, 2)), (round(inverse / 1.33, 2), round(inverse, 2))
 
 
 def imbalance(counts: Counter[str]) -> str | None:
     good, bad = counts["label true"], counts["label false"]
     if not good or not bad:
         return None
-    low, high = weight_bounds(good, bad)
-    if low <= 1 <= high:
+    bounds = weight_bounds(good, bad)
+    if any(low <= 1 <= high for low, high in bounds):
         return None
-    inverse_low, inverse_high = 3 * good / (4 * bad), good / bad
+    (low, high), (inverse_low, inverse_high) = bounds
     return (
         f"{good} desirable to {bad} undesirable; TRL recommends desirable_weight between {low:.2f} and {high:.2f} "
         f"with undesirable_weight 1, or undesirable_weight between {inverse_low:.2f} and {inverse_high:.2f} "

@@ -13,7 +13,11 @@ from datakit.formats.parse import common_prompt
 
 PAIRS: Final = ("preference",)
 
-SCORES: Final = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
+SCORES: Final = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
 
 
 def answer_text(value: Any) -> str:

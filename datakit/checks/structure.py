@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from datakit.checks.declare import Check, Row
 
-
 MEDIA: Final = frozenset({"audios", "audio", "videos", "video"})
 
 

@@ -18,12 +18,17 @@
     [labels]                  # for kto: your word = true | false
     good = true
 
+    [wins]                    # for first, second and winner: your word = first | second | tie
+    model_a = "first"
+
+Keys of TOML are texts; under [labels] and [wins], one that spells a number, true or false stands for that value too.
 The slots are those of `datakit.formats.declare`. Words that the map does not name keep their usual meaning.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,16 +48,17 @@ _KEYS: Final = frozenset({"name", "to", "columns", "turn", "roles", "labels", "w
 
 _NEEDS: Final[Mapping[str, tuple[frozenset[str], ...]]] = {
     "sft:messages": (frozenset({"messages"}), frozenset({"user", "assistant"})),
-    "sft:prompt_completion": (frozenset({"prompt", "completion"}), frozenset({"user", "completion"})),
+    "sft:prompt_completion": (frozenset({"completion"}),),
     "sft:text": (frozenset({"text"}),),
     "preference": (frozenset({"chosen", "rejected"}), frozenset({"first", "second", "winner"})),
-    "kto": (frozenset({"label"}),),
-    "prompt": (frozenset({"prompt"}), frozenset({"messages"}), frozenset({"user"})),
+    "kto": (frozenset({"completion", "label"}), frozenset({"messages", "label"})),
+    "prompt": (frozenset(),),
     "trajectory": (frozenset({"messages"}),),
     "ranked": (frozenset({"completions", "scores"}),),
-    "stepwise": (frozenset({"prompt", "completions", "labels"}),),
+    "stepwise": (frozenset({"completions", "labels"}),),
     "tokenized": (frozenset({"input_ids"}),),
 }
+"""What the columns must name, besides the prompt of a layout that has one."""
 
 
 def load(spec: str) -> Format:
@@ -91,10 +97,20 @@ def from_json(value: Mapping[str, Any], where: str = "map") -> Format:
     roles = _texts(value, "roles", where)
     if wrong := set(roles.values()) - {*ROLES, CALL}:
         raise UsageError(f"{where}: no role named {', '.join(sorted(wrong))}", f"Roles: {', '.join(ROLES)}, {CALL}.")
-    target = Target.parse(str(value.get("to", "sft:messages")))
-    made = _layout(target, columns)
-    _need(made, columns, where)
     turn = _texts(value, "turn", where)
+    if wrong := turn.keys() - {"role", "content"}:
+        raise UsageError(f"{where}: [turn] has no {', '.join(sorted(wrong))}", "It has role and content.")
+    lower = value.get("lower_is_better", False)
+    if not isinstance(lower, bool):
+        raise UsageError(f"{where}: lower_is_better must be true or false, not {lower!r}")
+    try:
+        made = _layout(Target.parse(str(value.get("to", "sft:messages"))), columns)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error.message}", error.hint) from None
+    _need(made, columns, where)
+    wins = _words(value, "wins", ("first", "second", "tie"), where)
+    if "winner" in columns and not wins:
+        raise UsageError(f"{where}: [wins] must say what each value of winner means", 'For example model_a = "first".')
     return Format(
         str(value.get("name", "map")),
         made,
@@ -103,9 +119,9 @@ def from_json(value: Mapping[str, Any], where: str = "map") -> Format:
         columns=columns,
         example={},
         turn=Turn(turn.get("role", "role"), turn.get("content", "content"), {**ROLE_WORDS, **roles}),
-        labels={k: bool(v) for k, v in value.get("labels", {}).items()},
-        wins={**value.get("wins", {}), **{int(k): v for k, v in value.get("wins", {}).items() if k.lstrip("-").isdigit()}},
-        lower_is_better=bool(value.get("lower_is_better", False)),
+        labels=_words(value, "labels", (True, False), where),
+        wins=wins,
+        lower_is_better=lower,
     )
 
 
@@ -117,8 +133,8 @@ def to_json(format: Format) -> dict[str, Any]:
         "columns": dict(format.columns),
         "turn": {"role": format.turn.role, "content": format.turn.content},
         "roles": {word: role for word, role in format.turn.roles.items() if ROLE_WORDS.get(word) != role},
-        "labels": {str(k): v for k, v in format.labels.items()},
-        "wins": {str(k): v for k, v in format.wins.items()},
+        "labels": {_key(k): v for k, v in format.labels.items()},
+        "wins": {_key(k): v for k, v in format.wins.items()},
         "lower_is_better": format.lower_is_better,
     }
 
@@ -128,6 +144,20 @@ def _texts(value: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
         raise UsageError(f"{where}: [{key}] must be a table of texts")
     return dict(table)
+
+
+def _words(value: Mapping[str, Any], key: str, allowed: tuple[Any, ...], where: str) -> dict[object, Any]:
+    """A table of words with one of a few values each; see the module for words that spell a number or a boolean."""
+    table = value.get(key, {})
+    if not isinstance(table, dict) or not all(type(v) is type(allowed[0]) and v in allowed for v in table.values()):
+        raise UsageError(f"{where}: every word under [{key}] must be {' or '.join(map(str, allowed)).lower()}")
+    words: dict[object, Any] = dict(table)
+    words |= {int(k): v for k, v in table.items() if re.fullmatch("-?[0-9]+", k)}
+    return words | {k == "true": v for k, v in table.items() if k in ("true", "false")}
+
+
+def _key(word: object) -> str:
+    return str(word).lower() if isinstance(word, bool) else str(word)
 
 
 def _layout(target: Target, columns: Mapping[str, str]) -> Layout:
@@ -149,6 +179,10 @@ def _need(made: Layout, columns: Mapping[str, str], where: str) -> None:
     if not any(choice <= columns.keys() for choice in choices):
         ways = " or ".join(" + ".join(sorted(choice)) for choice in choices)
         raise UsageError(f"{where}: [columns] must name {ways} for {made.name}")
+    prompts = ("prompt", "messages", "user") if made.conversational else ("prompt",)
+    if any(column.name == "prompt" for column in made.columns) and columns.keys().isdisjoint(prompts):
+        hint = 'Two whole conversations are to = "preference:implicit".' if made.kind == "preference" else ""
+        raise UsageError(f"{where}: [columns] must name {' or '.join(prompts)} for {made.name}", hint)
 
 
 def _llamafactory(path: str, entry: str) -> Format:
@@ -161,25 +195,30 @@ def _llamafactory(path: str, entry: str) -> Format:
     if not isinstance(info, dict) or not isinstance(info.get(entry), dict):
         close = ", ".join(sorted(info)[:8]) if isinstance(info, dict) else ""
         raise UsageError(f"--map {path}: no entry named {entry!r}", f"It has {close}, ...")
-    return from_json(_from_dataset_info(entry, info[entry]), f"--map {path}:{entry}")
+    where = f"--map {path}:{entry}"
+    return from_json(_from_dataset_info(entry, info[entry], where), where)
 
 
-def _from_dataset_info(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """LLaMA-Factory's columns and tags, with its defaults, as a mapping."""
-    given = dict(info.get("columns") or {})
-    tags = dict(info.get("tags") or {})
-    ranking = bool(info.get("ranking"))
-    kto = given.get("kto_tag")
-    if info.get("formatting", "alpaca") == "alpaca":
+_ALPACA: Final = {"prompt": "instruction", "query": "input", "response": "output"}
+
+
+def _from_dataset_info(name: str, info: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """LLaMA-Factory's columns and tags as a mapping; where an entry names columns, it has none by default."""
+    given, tags = _texts(info, "columns", where), _texts(info, "tags", where)
+    ranking, kto = bool(info.get("ranking")), given.get("kto_tag")
+    formatting = info.get("formatting", "alpaca")
+    if formatting not in ("alpaca", "sharegpt", "openai"):
+        raise UsageError(f"{where}: no formatting named {formatting!r}", "It is alpaca, sharegpt or openai.")
+    columns: dict[str, str] = {slot: given[slot] for slot in ("system", "history", "tools", "images") if slot in given}
+    if formatting == "alpaca":
         if given.keys() == {"prompt"} and not ranking:
             return {"name": name, "to": "sft:text", "columns": {"text": given["prompt"]}}
-        answer = given.get("response", "output")
-        columns = {"user": given.get("prompt", "instruction"), "input": given.get("query", "input")}
-        columns |= {"completion": answer} if kto else {} if ranking else {"assistant": answer}
-        columns |= {slot: given[slot] for slot in ("system", "history", "tools", "images") if slot in given}
+        named = given or _ALPACA
+        answer = "completion" if kto else "assistant"
+        slots = {"prompt": "user", "query": "input"} | ({} if ranking else {"response": answer})
+        columns |= {slot: named[key] for key, slot in slots.items() if key in named}
     else:
-        columns = {"messages": given.get("messages", "conversations")}
-        columns |= {slot: given[slot] for slot in ("system", "tools", "images") if slot in given}
+        columns["messages"] = given.get("messages", "conversations")
     if ranking:
         columns |= {"chosen": given.get("chosen", "chosen"), "rejected": given.get("rejected", "rejected")}
     if kto:

@@ -37,21 +37,32 @@ def normalise(format: Format, row: Row, context: Context) -> tuple[Record, Row]:
     if format.copies:
         _check_copies(format, slots, record, rest)
     if context.left:
-        rest["dk_turns"] = context.left
+        rest["dk_turns"], context.left = context.left, {}
     return record, rest
 
 
-def _text(slots: Slots, slot: str) -> str:
+def _text(format: Format, slots: Slots, slot: str) -> str:
     value = slots.get(slot)
     if not isinstance(value, str):
-        if slot not in slots:
-            raise BadRow("DK103", slot, "missing or null")
-        raise BadRow("DK104", slot, f"expected a text, found {shown(value)}")
+        path = format.columns.get(slot, slot)
+        if value is None:
+            raise BadRow("DK103", path, "missing or null")
+        raise BadRow("DK104", path, f"expected a text, found {shown(value)}")
+    return value
+
+
+def _some_text(format: Format, slots: Slots, slot: str) -> str:
+    value = _text(format, slots, slot)
+    if not value.strip():
+        raise BadRow("DK106", format.columns.get(slot, slot), "an empty text")
     return value
 
 
 def _context_messages(format: Format, slots: Slots, context: Context) -> list[Message]:
-    """system + history + turns or user text, whichever the row has."""
+    """The system text, history, turns and user text, as far as the row has them."""
+    for slot in ("messages", "prompt", "user"):
+        if slot in (slots if format.parse else format.columns) and slots.get(slot) is None:
+            raise BadRow("DK103", format.columns.get(slot, slot), "missing or null")
     messages: list[Message] = []
     if isinstance(turns := slots.get("messages"), list):
         messages = read_messages(turns, format.turn, context, format.columns.get("messages", "messages"))
@@ -62,7 +73,7 @@ def _context_messages(format: Format, slots: Slots, context: Context) -> list[Me
     if "prompt" in slots:
         messages = messages + _as_messages(slots["prompt"], "user", format.turn, context, "prompt")
     if "user" in slots or "input" in slots:
-        parts = [_text(slots, slot) for slot in ("user", "input") if slots.get(slot) not in (None, "")]
+        parts = [_text(format, slots, slot) for slot in ("user", "input") if slots.get(slot) not in (None, "")]
         if not parts and not messages:
             raise BadRow("DK207", format.columns.get("user", "user"), "the instruction is empty")
         messages.append({"role": "user", "content": "\n".join(parts)})
@@ -128,15 +139,15 @@ def _answer(format: Format, slots: Slots, slot: str, prompt: list[Message], cont
 def _sft(format: Format, slots: Slots, context: Context) -> Record:
     form = format.layout.form
     if form == "text":
-        return {"text": _text(slots, "text")}
+        return {"text": _some_text(format, slots, "text")}
     if form == "prompt_completion":
         if not format.layout.conversational:
-            return {"prompt": _text(slots, "prompt"), "completion": _text(slots, "completion")}
+            return {"prompt": _text(format, slots, "prompt"), "completion": _some_text(format, slots, "completion")}
         prompt = _context_messages(format, slots, context)
         return {"prompt": prompt, "completion": _answer(format, slots, "completion", prompt, context)}
     messages = _context_messages(format, slots, context)
     if "assistant" in format.columns or "assistant" in slots:
-        messages.append({"role": "assistant", "content": _text(slots, "assistant")})
+        messages.append({"role": "assistant", "content": _text(format, slots, "assistant")})
     if not messages:
         raise BadRow("DK106", format.columns.get("messages", ""), "no messages")
     return {"messages": messages}
@@ -146,7 +157,7 @@ def _preference(format: Format, slots: Slots, context: Context) -> Record:
     slots = _decided(format, slots)
     layout = format.layout
     if not layout.conversational:
-        return {column.name: _text(slots, column.name) for column in layout.columns}
+        return {column.name: _text(format, slots, column.name) for column in layout.columns}
     if layout.form == "implicit":
         turn = format.turn
         return {
@@ -161,9 +172,9 @@ def _decided(format: Format, slots: Slots) -> Slots:
     """For comparisons: `first` and `second` as chosen and rejected, by the winner column or by their scores."""
     if "first" not in slots or "second" not in slots:
         return slots
-    if "score_first" in slots:
-        a, b = slots["score_first"], slots.get("score_second")
-        if not all(isinstance(x, int | float) for x in (a, b)):
+    if "score_first" in format.columns:
+        a, b = slots.get("score_first"), slots.get("score_second")
+        if not (isinstance(a, int | float) and isinstance(b, int | float)):
             raise BadRow("DK104", "score", f"expected two numbers, found {shown(a)} and {shown(b)}")
         verdict = "tie" if a == b else "first" if a > b else "second"
     else:
@@ -203,7 +214,8 @@ def _kto(format: Format, slots: Slots, context: Context) -> Record:
         raise BadRow("DK103", format.columns.get("label", "label"), "missing or null")
     label = _label(format, slots["label"])
     if not format.layout.conversational:
-        return {"prompt": _text(slots, "prompt"), "completion": _text(slots, "completion"), "label": label}
+        texts = {slot: _text(format, slots, slot) for slot in ("prompt", "completion")}
+        return {**texts, "label": label}
     prompt = _context_messages(format, slots, context)
     if "completion" in format.columns or "completion" in slots:
         completion = _answer(format, slots, "completion", prompt, context)
@@ -228,7 +240,7 @@ def split_last_answer(messages: list[Message]) -> tuple[list[Message], list[Mess
 
 def _prompt(format: Format, slots: Slots, context: Context) -> Record:
     if not format.layout.conversational:
-        return {"prompt": _text(slots, "prompt")}
+        return {"prompt": _text(format, slots, "prompt")}
     return {"prompt": _context_messages(format, slots, context)}
 
 
@@ -249,13 +261,15 @@ def _ranked(format: Format, slots: Slots, context: Context) -> Record:
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in scores):
         raise BadRow("DK104", "scores", "expected numbers only")
     sign = -1.0 if format.lower_is_better else 1.0
-    numbers = [sign * x for x in scores]
+    numbers = [sign * x + 0.0 for x in scores]  # no negative zero
     if not format.layout.conversational:
         if not all(isinstance(x, str) for x in answers):
             raise BadRow("DK104", "completions", "expected texts only")
-        return {"prompt": _text(slots, "prompt"), "completions": answers, "scores": numbers}
+        return {"prompt": _text(format, slots, "prompt"), "completions": answers, "scores": numbers}
     prompt = _context_messages(format, slots, context)
-    read = [_answer(format, {"completion": answer}, "completion", prompt, context) for answer in answers]
+    slot = format.columns.get("completions", "completions")
+    named = [(f"{slot}[{index}]", answer) for index, answer in enumerate(answers)]
+    read = [_answer(format, {name: answer}, name, prompt, context) for name, answer in named]
     return {"prompt": prompt, "completions": read, "scores": numbers}
 
 
@@ -265,14 +279,17 @@ def _stepwise(format: Format, slots: Slots, context: Context) -> Record:
         raise BadRow("DK104", "completions", f"expected a list of texts, found {shown(steps)}")
     if not isinstance(labels, list) or len(labels) != len(steps):
         raise BadRow("DK104", "labels", f"expected {len(steps)} labels, found {shown(labels)}")
-    return {"prompt": _text(slots, "prompt"), "completions": steps, "labels": [_label(format, x) for x in labels]}
+    read = [_label(format, x) for x in labels]
+    return {"prompt": _text(format, slots, "prompt"), "completions": steps, "labels": read}
 
 
 def _tokenized(format: Format, slots: Slots, context: Context) -> Record:
     record: Record = {}
     for column in format.layout.columns:
         ids = slots.get(column.name)
-        if ids is None and column.nullable:
+        if ids is None:
+            if not column.nullable:
+                raise BadRow("DK103", column.name, "missing or null")
             record[column.name] = None
             continue
         if not isinstance(ids, list) or not all(type(x) is int and -(2**31) <= x < 2**31 for x in ids):
@@ -324,8 +341,8 @@ def _check_copies(format: Format, slots: Slots, record: Record, rest: Row) -> No
         if slot == "copy_of_chosen":
             same = value == record["prompt"] + record["chosen"] if isinstance(value, list) else False
         else:
-            messages = record.get("messages", record.get("prompt", []))
-            first = next((m for m in messages if m["role"] == "user"), {})
+            messages: list[Message] = record.get("messages", record.get("prompt")) or []
+            first: Message = next((m for m in messages if m["role"] == "user"), {})
             same = value == first.get("content")
         if not same:
             rest[format.columns[slot]] = value

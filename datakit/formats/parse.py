@@ -19,16 +19,24 @@ from datakit.messages import OPENAI, Context, Message, read_messages
 
 Parsed = tuple[Row, frozenset[str]]
 
+
+def _present(row: Row, name: str) -> Any:
+    if row.get(name) is None:
+        raise BadRow("DK103", name, "missing or null")
+    return row[name]
+
+
+def _without(value: Row, *keys: str) -> Row:
+    return {k: v for k, v in value.items() if k not in keys}
+
+
 # ---------------------------------------------------------------- turns inside strings
 
 _TRANSCRIPT: Final = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 def split_transcript(text: object, path: str) -> list[Message]:
-    """`\\n\\nHuman: q\\n\\nAssistant: a` as messages (Anthropic's HH-RLHF). Only the one space after a colon goes.
-
-    An empty last assistant turn is left out: it is where the answer is to stand.
-    """
+    r"""`\n\nHuman: q\n\nAssistant: a` as messages (Anthropic's HH-RLHF). Only the one space after a colon goes."""
     if not isinstance(text, str) or not _TRANSCRIPT.match(text):
         raise BadRow("DK104", path, f"expected a text that begins with \\n\\nHuman:, found {shown(text)}")
     pieces = _TRANSCRIPT.split(text)[1:]
@@ -62,21 +70,21 @@ def explicit(chosen: list[Message], rejected: list[Message]) -> Row:
 
 
 def hh_transcripts(row: Row, context: Context) -> Parsed:
-    chosen, rejected = (split_transcript(row.get(side), side) for side in ("chosen", "rejected"))
+    chosen, rejected = (split_transcript(_present(row, side), side) for side in ("chosen", "rejected"))
     return explicit(chosen, rejected), frozenset({"chosen", "rejected"})
 
 
 def whole_conversations(row: Row, context: Context) -> Parsed:
     """LLaMA-Factory v1: `chosen_messages` and `rejected_messages`, each a whole conversation."""
     names = ("chosen_messages", "rejected_messages")
-    chosen, rejected = (read_messages(row.get(name), OPENAI, context, name) for name in names)
+    chosen, rejected = (read_messages(_list(row, name), OPENAI, context, name) for name in names)
     taken = frozenset({*names, "tools"})
     return {**explicit(chosen, rejected), "tools": row.get("tools")}, taken
 
 
 def arena(row: Row, context: Context) -> Parsed:
     names = ("conversation_a", "conversation_b")
-    a, b = (read_messages(row.get(name), OPENAI, context, name) for name in names)
+    a, b = (read_messages(_list(row, name), OPENAI, context, name) for name in names)
     cut = common_prompt(a, b)
     slots = {"messages": a[:cut], "first": a[cut:], "second": b[cut:], "winner": row.get("winner")}
     return slots, frozenset({*names, "winner"})
@@ -90,10 +98,12 @@ _APIBENCH: Final = (
 
 def apibench(row: Row, context: Context) -> Parsed:
     """Gorilla's APIBench: instruction and answer run together in `code`, in one of two spellings."""
-    code = row.get("code")
+    code = _present(row, "code")
     found = next((m for p in _APIBENCH if isinstance(code, str) and (m := p.fullmatch(code))), None)
     if found is None:
-        raise BadRow("DK104", "code", f"neither {{'Instruction': ..., 'Output': ...}} nor ###Instruction: {shown(code)}")
+        raise BadRow(
+            "DK104", "code", f"neither {{'Instruction': ..., 'Output': ...}} nor ###Instruction: {shown(code)}"
+        )
     return {"user": found["user"], "assistant": found["answer"]}, frozenset({"code"})
 
 
@@ -102,7 +112,7 @@ _CHATML: Final = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>(?:\n|$)", r
 
 def chatml_text(row: Row, context: Context) -> Parsed:
     """ChatML text back to messages, where rendering them again gives the same text."""
-    text = row.get("text")
+    text = _present(row, "text")
     found = _CHATML.findall(text) if isinstance(text, str) else []
     again = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in found)
     if not found or text not in (again, again.rstrip("\n")):
@@ -125,11 +135,13 @@ def rounds(row: Row, context: Context) -> Parsed:
 
 def rejected_response(row: Row, context: Context) -> Parsed:
     """ms-swift: the last answer of the conversation is the chosen one."""
-    messages = read_messages(row.get("messages"), OPENAI, context, "messages")
+    messages = read_messages(_list(row, "messages"), OPENAI, context, "messages")
     if not messages or messages[-1]["role"] != "assistant":
         raise BadRow("DK203", "messages", "the conversation does not end on an assistant turn")
-    slots = {"messages": messages[:-1], "chosen": messages[-1:], "rejected": row.get("rejected_response")}
-    return slots, frozenset({"messages", "rejected_response"})
+    slots: Row = {"messages": messages[:-1], "chosen": messages[-1:]}
+    besides = {"rejected": "rejected_response", "system": "system", "tools": "tools", "images": "images"}
+    slots |= {slot: row[name] for slot, name in besides.items() if row.get(name) is not None}
+    return slots, frozenset({"messages", *besides.values()})
 
 
 def scored_response(row: Row, context: Context) -> Parsed:
@@ -175,45 +187,57 @@ def anthropic(row: Row, context: Context) -> Parsed:
         if not isinstance(content, list):
             messages.append(turn)
             continue
-        rest = {k: v for k, v in turn.items() if k not in ("role", "content")}
-        messages.extend(_anthropic_turn(turn.get("role"), content, rest, f"messages[{index}]"))
+        messages.extend(_anthropic_turn(turn, content, f"messages[{index}]"))
     slots = {"messages": messages, "tools": row.get("tools")}
     if row.get("system") is not None:
         slots["system"] = _texts(row["system"], "system")
     return slots, frozenset({"messages", "tools", "system"})
 
 
-def _anthropic_turn(role: object, blocks: list[Any], rest: Row, path: str) -> Iterator[Message]:
+def _anthropic_turn(turn: Row, blocks: list[Any], path: str) -> list[Message]:
     parts: list[Any] = []
-    message: Message = {"role": role, "content": "", **rest}
+    results: list[Message] = []
+    message = _without(turn, "content")
     for index, block in enumerate(blocks):
+        here = f"{path}.content[{index}]"
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result":
-            result: Message = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": ""}
             content = block.get("content")
-            result["content"] = _simple(content) if isinstance(content, list) else content or ""
-            known = ("type", "tool_use_id", "content")
-            yield {**result, **{k: v for k, v in block.items() if k not in known}}
+            content = _simple(content) if isinstance(content, list) else content or ""
+            result = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content}
+            results.append(result | _without(block, "type", "tool_use_id", "content"))
         elif kind == "tool_use":
-            call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")}
+            call = _without(block, "type", "input") | {"arguments": block.get("input")}
             message.setdefault("tool_calls", []).append(call)
         elif kind == "thinking":
-            if "reasoning_content" in message:
-                message["reasoning_content"] += "\n" + str(block.get("thinking", ""))
-            else:
-                message["reasoning_content"] = block.get("thinking")
-            if block.get("signature"):
-                message["signature"] = block["signature"]
+            _think(message, block.get("thinking"), "\n", here, _without(block, "type", "thinking"))
         elif kind is None:
-            raise BadRow("DK104", f"{path}.content[{index}]", f"expected a block with a type, found {shown(block)}")
+            raise BadRow("DK104", here, f"expected a block with a type, found {shown(block)}")
         else:
             parts.append(block)
-    if parts or message.keys() & {"tool_calls", "reasoning_content"}:
-        yield {**message, "content": _simple(parts)}
+    return _after(results, message, parts)
+
+
+def _think(message: Message, thought: object, joint: str, path: str, rest: Row) -> None:
+    """Add to the reasoning of a message; what stands beside it, such as a signature, rides along."""
+    if not isinstance(thought, str):
+        raise BadRow("DK104", path, f"expected a text, found {shown(thought)}")
+    known = message.get("reasoning_content")
+    message["reasoning_content"] = thought if known is None else f"{known}{joint}{thought}"
+    if rest:
+        message.setdefault("thinking_blocks", []).append(rest)
+
+
+def _after(results: list[Message], message: Message, parts: list[Any]) -> list[Message]:
+    """The tool results of a turn, and then the turn itself where it says anything."""
+    if parts or message.keys() & {"tool_calls", "reasoning_content"} or not results:
+        return [*results, {**message, "content": _simple(parts)}]
+    results[-1] |= _without(message, "role")
+    return results
 
 
 def _list(row: Row, name: str) -> list[Any]:
-    value = row.get(name)
+    value = _present(row, name)
     if not isinstance(value, list):
         raise BadRow("DK104", name, f"expected a list, found {shown(value)}")
     return value
@@ -230,34 +254,38 @@ def gemini(row: Row, context: Context) -> Parsed:
     return slots, frozenset({"contents", "tools", "systemInstruction", "system_instruction"})
 
 
-def _gemini_turn(turn: object, path: str) -> Iterator[Message]:
+def _gemini_turn(turn: object, path: str) -> list[Message]:
     if not isinstance(turn, dict) or not isinstance(turn.get("parts"), list):
         raise BadRow("DK104", path, f"expected a role and parts, found {shown(turn)}")
-    message: Message = {"role": turn.get("role", "user")}
     parts: list[Any] = []
+    results: list[Message] = []
+    message = {"role": "user", **_without(turn, "parts")}
     for index, part in enumerate(turn["parts"]):
+        here = f"{path}.parts[{index}]"
         if not isinstance(part, dict):
-            raise BadRow("DK104", f"{path}.parts[{index}]", f"expected a part, found {shown(part)}")
+            raise BadRow("DK104", here, f"expected a part, found {shown(part)}")
         call = part.get("functionCall", part.get("function_call"))
         answer = part.get("functionResponse", part.get("function_response"))
+        rest = _without(part, "functionCall", "function_call", "functionResponse", "function_response")
         if isinstance(call, dict):
-            made = {"name": call.get("name"), "arguments": call.get("args"), "id": call.get("id")}
+            made = _without(call, "args") | {"arguments": call.get("args")} | rest
             message.setdefault("tool_calls", []).append(made)
         elif isinstance(answer, dict):
             content = orjson.dumps(answer.get("response")).decode()
-            yield {"role": "tool", "name": answer.get("name"), "tool_call_id": answer.get("id"), "content": content}
-        elif part.get("thought") is True and isinstance(part.get("text"), str):
-            message["reasoning_content"] = message.get("reasoning_content", "") + part["text"]
+            result = {"role": "tool", "tool_call_id": answer.get("id"), "content": content}
+            results.append(result | _without(answer, "id", "response") | rest)
+        elif part.get("thought") is True:
+            _think(message, part.get("text"), "", here, _without(part, "thought", "text"))
         else:
             parts.append({"type": "text", **part} if "text" in part else {"type": next(iter(part), "unknown"), **part})
-    if parts or message.keys() & {"tool_calls", "reasoning_content"}:
-        yield {**message, "content": _simple(parts)}
+    return _after(results, message, parts)
 
 
 def responses(row: Row, context: Context) -> Parsed:
-    """OpenAI Responses items: reasoning joins the next answer, and neighbouring calls are one turn."""
+    """OpenAI Responses items: reasoning joins the next answer, and an answer and the calls after it are one turn."""
     messages: list[Message] = []
     thoughts: list[str] = []
+    spare: list[Row] = []
     for index, item in enumerate(_list(row, "input")):
         path = f"input[{index}]"
         if not isinstance(item, dict):
@@ -265,63 +293,78 @@ def responses(row: Row, context: Context) -> Parsed:
         kind = item.get("type", "message")
         if kind == "reasoning":
             thoughts += [_texts(item.get(key) or [], path) for key in ("summary", "content") if item.get(key)]
+            spare += [rest] if (rest := _without(item, "type", "summary", "content")) else []
             continue
         if kind == "message":
-            message = {k: v for k, v in item.items() if k not in ("type", "id", "status")}
-            if isinstance(message.get("content"), list):
-                message["content"] = _simple([_plain(p) for p in message["content"]])
+            message = _without(item, "type")
         elif kind == "function_call":
-            call = {"id": item.get("call_id"), "name": item.get("name"), "arguments": item.get("arguments")}
-            if messages and "tool_calls" in messages[-1] and not thoughts:
-                messages[-1]["tool_calls"].append(call)
+            # read_call prefers an `id` to a `call_id`, but the result names the latter
+            call = _without(item, "type", "id", "call_id") | {"id": item.get("call_id")}
+            call |= {"item_id": item["id"]} if item.get("id") else {}
+            if messages and messages[-1].get("role") == "assistant" and not thoughts and not spare:
+                messages[-1].setdefault("tool_calls", []).append(call)
                 continue
             message = {"role": "assistant", "content": "", "tool_calls": [call]}
         elif kind == "function_call_output":
-            message = {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+            message = _without(item, "type", "output") | {"role": "tool", "content": item.get("output")}
         else:
             raise BadRow("DK104", path, f"an item of unknown type {shown(kind)}")
-        if thoughts and message.get("role") == "assistant":
-            message["reasoning_content"] = "\n".join(thoughts)
-            thoughts = []
+        if isinstance(message.get("content"), list):
+            here = f"input[{len(messages)}].content"
+            plain = [_plain(part, context, f"{here}[{at}]") for at, part in enumerate(message["content"])]
+            message["content"] = _simple(plain)
+        if message.get("role") == "assistant":
+            message |= {"reasoning_content": "\n".join(thoughts)} if thoughts else {}
+            message |= {"reasoning_items": spare} if spare else {}
+            thoughts, spare = [], []
         messages.append(message)
     if thoughts:
         raise BadRow("DK104", "input", "reasoning that no answer follows")
+    if spare:
+        context.leave("input", {"reasoning_items": spare})
     return {"messages": messages, "tools": row.get("tools"), "system": row.get("instructions")}, frozenset(
         {"input", "tools", "instructions"}
     )
 
 
-def _plain(part: object) -> object:
+def _plain(part: object, context: Context, path: str) -> object:
     if isinstance(part, dict) and part.get("type") in ("input_text", "output_text"):
+        if rest := _without(part, "type", "text"):
+            context.leave(path, rest)
         return {"type": "text", "text": part.get("text")}
     return part
 
 
 def harmony(row: Row, context: Context) -> Parsed:
-    """gpt-oss channels: analysis is the reasoning of the next assistant turn, commentary to a function is a call."""
+    """gpt-oss channels: analysis is the reasoning of the next assistant turn, what goes to a tool is a call."""
     messages: list[Message] = []
-    thoughts: list[str] = []
-    for turn in _list(row, "messages"):
-        if not isinstance(turn, dict) or turn.get("role") not in ("assistant", "tool"):
+    thoughts: Message = {}
+    for index, turn in enumerate(_list(row, "messages")):
+        role = turn.get("role") if isinstance(turn, dict) else None
+        if role not in ("assistant", "tool"):
+            messages += [{"role": "assistant", "content": "", **thoughts}] if thoughts else []
             messages.append(turn)
+            thoughts = {}
             continue
-        rest = {k: v for k, v in turn.items() if k not in ("channel", "recipient", "content_type")}
-        recipient = str(turn.get("recipient") or "")
-        if turn["role"] == "tool":
-            rest["name"] = str(turn.get("name") or "").removeprefix("functions.") or None
-        elif turn.get("channel") == "analysis" and not recipient.startswith("functions."):
-            thoughts.append(_texts(turn.get("content"), "messages"))
+        rest = _without(turn, "channel", "recipient")
+        channel, recipient = turn.get("channel"), str(turn.get("recipient") or "all").removeprefix("functions.")
+        if role == "tool":
+            messages.append(rest | {"name": str(turn.get("name") or "").removeprefix("functions.") or None})
             continue
-        elif recipient.startswith("functions."):
-            call = {"name": recipient.removeprefix("functions."), "arguments": turn.get("content")}
-            rest = {**rest, "content": "", "tool_calls": [call]}
-        if thoughts and turn["role"] == "assistant":
-            rest["reasoning_content"] = "\n".join(thoughts)
-            thoughts = []
-        messages.append(rest)
+        if recipient != "all":
+            rest |= {"content": "", "tool_calls": [{"name": recipient, "arguments": turn.get("content")}]}
+        elif channel == "analysis":
+            text = _texts(turn.get("content"), f"messages[{index}].content")
+            _think(thoughts, text, "\n", "", _without(rest, "role", "content"))
+            continue
+        elif channel == "commentary":
+            rest["channel"] = channel
+        messages.append(thoughts | rest)
+        thoughts = {}
     if thoughts:
-        messages.append({"role": "assistant", "content": "", "reasoning_content": "\n".join(thoughts)})
-    return {"messages": messages, "tools": row.get("tools")}, frozenset({"messages", "tools"})
+        messages.append({"role": "assistant", "content": "", **thoughts})
+    slots = {"messages": messages, "tools": row.get("tools"), "system": row.get("system")}
+    return slots, frozenset({"messages", "tools", "system"})
 
 
 # ---------------------------------------------------------------- trees and groups
@@ -329,14 +372,16 @@ def harmony(row: Row, context: Context) -> Parsed:
 
 def _children(node: Row) -> list[Row]:
     replies = node.get("replies") or []
-    return [reply for reply in replies if isinstance(reply, dict) and not reply.get("deleted")]
+    if not isinstance(replies, list) or not all(isinstance(reply, dict) for reply in replies):
+        raise BadRow("DK104", "prompt", f"expected a list of replies, found {shown(replies)}")
+    return [reply for reply in replies if not reply.get("deleted")]
 
 
 def _tree_message(node: Row) -> Message:
-    role = {"prompter": "user", "assistant": "assistant"}.get(node.get("role", "prompter"))
+    role = {"prompter": "user", "assistant": "assistant"}.get(str(node.get("role", "prompter")))
     if role is None or not isinstance(node.get("text"), str):
         raise BadRow("DK104", "prompt", f"expected a tree node with role and text, found {shown(node)}")
-    return {"role": role, "content": node["text"]}
+    return {"role": role, "content": node["text"], **_without(node, "role", "text", "replies")}
 
 
 def _paths(node: Row, before: list[Message]) -> Iterator[list[tuple[Row, Message]]]:
@@ -396,7 +441,7 @@ def tree_rankings(row: Row, context: Context) -> list[Row]:
 
 
 def _root(row: Row) -> Row:
-    root = row.get("prompt")
+    root = _present(row, "prompt")
     if not isinstance(root, dict):
         raise BadRow("DK104", "prompt", f"expected a message tree, found {shown(root)}")
     return root
@@ -410,22 +455,28 @@ def join_tree(rows: list[Row]) -> Row:
     """The rows of one message tree as a nested tree.
 
     Raises:
-        BadRow: a row names a parent that is not among them, or there is no root.
+        BadRow: a row names a parent that is not among them, or they do not make one tree.
     """
-    nodes = {row.get("message_id"): {**row, "replies": []} for row in rows}
-    root: Row | None = None
     for row in rows:
-        node, parent = nodes[row.get("message_id")], row.get("parent_id")
-        if parent is None:
-            root = node
-        elif parent in nodes:
-            nodes[parent]["replies"].append(node)
-        else:
+        for name in ("message_tree_id", "message_id", "parent_id"):
+            if not isinstance(row.get(name), str | int) and (name != "parent_id" or row.get(name) is not None):
+                raise BadRow("DK104", name, f"expected an id, found {shown(row.get(name))}")
+    nodes = {row["message_id"]: {**_without(row, "message_tree_id"), "replies": []} for row in rows}
+    if len(nodes) != len(rows):
+        raise BadRow("DK103", "message_id", "two messages of one tree have the same message_id")
+    roots: list[Row] = []
+    for row in rows:
+        node, parent = nodes[row["message_id"]], row.get("parent_id")
+        if parent is not None and parent not in nodes:
             note = f"parent {shown(parent)} is not among the neighbouring rows; sort the file by message_tree_id"
             raise BadRow("DK103", "parent_id", note)
-    if root is None or len(nodes) != len(rows):
-        raise BadRow("DK103", "parent_id", "a tree needs one root and distinct message_ids")
-    return {"message_tree_id": rows[0].get("message_tree_id"), "prompt": root}
+        (roots if parent is None else nodes[parent]["replies"]).append(node)
+    reached = list(roots)
+    for node in reached:
+        reached += node["replies"]
+    if len(roots) != 1 or len(reached) != len(rows):
+        raise BadRow("DK103", "parent_id", "a tree needs one root that all its messages go back to")
+    return {"message_tree_id": rows[0]["message_tree_id"], "prompt": roots[0]}
 
 
 def join_answers(rows: list[Row]) -> Row:
@@ -439,14 +490,20 @@ def join_answers(rows: list[Row]) -> Row:
 # ---------------------------------------------------------------- rankings and steps
 
 
-def _pluck(values: Iterable[Any], *keys: str) -> list[Any]:
-    return [next((v[k] for k in keys if k in v), None) if isinstance(v, dict) else None for v in values]
+def _pluck(values: Iterable[Any], key: str) -> list[Any]:
+    return [value.get(key) if isinstance(value, dict) else None for value in values]
+
+
+def _leave_rest(context: Context, name: str, values: Iterable[Any], *taken: str) -> None:
+    """Keep what is not taken of the objects in a list, each under its place."""
+    for index, value in enumerate(values):
+        if isinstance(value, dict) and (rest := _without(value, *taken)):
+            context.leave(f"{name}[{index}]", rest)
 
 
 def ultrafeedback(row: Row, context: Context) -> Parsed:
     answers = _list(row, "completions")
-    rest = [{k: v for k, v in a.items() if k not in ("response", "overall_score")} for a in answers if isinstance(a, dict)]
-    context.leave("completions", {"completions": rest})
+    _leave_rest(context, "completions", answers, "response", "overall_score")
     slots = {
         "user": row.get("instruction"),
         "completions": _pluck(answers, "response"),
@@ -457,43 +514,57 @@ def ultrafeedback(row: Row, context: Context) -> Parsed:
 
 def nectar(row: Row, context: Context) -> Parsed:
     answers = _list(row, "answers")
-    prompt = split_transcript(row.get("prompt"), "prompt")
-    if prompt[-1] == {"role": "assistant", "content": ""}:
-        prompt = prompt[:-1]
-    rest = [{k: v for k, v in a.items() if k not in ("answer", "rank")} for a in answers if isinstance(a, dict)]
-    context.leave("answers", {"answers": rest})
+    prompt = split_transcript(_present(row, "prompt"), "prompt")
+    if prompt[-1]["role"] == "assistant" and not prompt[-1]["content"].strip():
+        prompt = prompt[:-1]  # it is where the answers are to stand
+    _leave_rest(context, "answers", answers, "answer", "rank")
     slots = {"messages": prompt, "completions": _pluck(answers, "answer"), "scores": _pluck(answers, "rank")}
     return slots, frozenset({"prompt", "answers"})
 
 
 def summaries(row: Row, context: Context) -> Parsed:
     """OpenAI's summarize-from-feedback: `info` with the post, two summaries, and which one was chosen."""
-    info = row.get("info")
-    texts = _pluck(_list(row, "summaries"), "text")
-    post = next((info[k] for k in ("post", "article") if isinstance(info, dict) and info.get(k)), None)
-    if len(texts) != 2 or not isinstance(post, str):
-        raise BadRow("DK104", "summaries", f"expected a post and two summaries, found {shown(info)}")
-    context.leave("info", {"info": info})
-    slots = {"user": post, "first": texts[0], "second": texts[1], "winner": row.get("choice")}
+    info, both = row.get("info"), _list(row, "summaries")
+    name = next((k for k in ("post", "article") if isinstance(info, dict) and isinstance(info.get(k), str)), None)
+    texts = _pluck(both, "text")
+    if not isinstance(info, dict) or name is None:
+        raise BadRow("DK104", "info", f"expected a post or an article, found {shown(info)}")
+    if len(texts) != 2 or not all(isinstance(text, str) for text in texts):
+        raise BadRow("DK104", "summaries", f"expected two objects with a text, found {shown(both)}")
+    if rest := _without(info, name):
+        context.leave("info", rest)
+    _leave_rest(context, "summaries", both, "text")
+    slots = {"user": info[name], "first": texts[0], "second": texts[1], "winner": row.get("choice")}
     return slots, frozenset({"info", "summaries", "choice"})
 
 
 def prm800k(row: Row, context: Context) -> Parsed:
     """PRM800K: the chosen completion of each step, labelled good where its rating is not negative."""
     question, label = row.get("question"), row.get("label")
-    problem = question.get("problem") if isinstance(question, dict) else None
-    steps, labels = [], []
-    for index, step in enumerate(_list(label, "steps") if isinstance(label, dict) else []):
-        answers, pick = step.get("completions") or [], step.get("chosen_completion")
-        if step.get("human_completion") and pick is None:
-            answers, pick = [{**step["human_completion"], "rating": 1}], 0
-        pick = pick if isinstance(pick, int) else 0
-        if pick >= len(answers) or not isinstance(answers[pick].get("rating"), int):
-            raise BadRow("DK103", f"label.steps[{index}]", "a step without a rated completion")
-        steps.append(answers[pick].get("text"))
-        labels.append(answers[pick]["rating"] >= 0)
-    context.leave("label", {"question": question, "label": label})
-    return {"prompt": problem, "completions": steps, "labels": labels}, frozenset({"question", "label"})
+    if not isinstance(question, dict) or not isinstance(label, dict):
+        raise BadRow("DK104", "question", f"expected two objects, found {shown(question)} and {shown(label)}")
+    rated = [_rated(step, f"label.steps[{index}]") for index, step in enumerate(_list(label, "steps"))]
+    if rest := _without(question, "problem"):
+        context.leave("question", rest)
+    context.leave("label", label)
+    slots = {"prompt": question.get("problem"), "completions": [s for s, _ in rated], "labels": [x for _, x in rated]}
+    return slots, frozenset({"question", "label"})
+
+
+def _rated(step: object, path: str) -> tuple[Any, bool]:
+    """Text and verdict of the completion that a labeller went on with; one of the labeller's own is right."""
+    if not isinstance(step, dict):
+        raise BadRow("DK104", path, f"expected a step, found {shown(step)}")
+    answers, pick, own = step.get("completions"), step.get("chosen_completion"), step.get("human_completion")
+    if pick is None and isinstance(own, dict):
+        return own.get("text"), True
+    pick = 0 if pick is None else pick
+    found = isinstance(answers, list) and isinstance(pick, int) and 0 <= pick < len(answers)
+    answer = answers[pick] if found else None  # type: ignore[index]
+    rating = answer.get("rating") if isinstance(answer, dict) else None
+    if not isinstance(answer, dict) or not isinstance(rating, int | float):
+        raise BadRow("DK103", path, "a step without a rated completion")
+    return answer.get("text"), rating >= 0
 
 
 _STEP_TAG: Final = "ки"
@@ -518,6 +589,9 @@ def math_shepherd(row: Row, context: Context) -> Parsed:
         labels.append(sign == "+")
         position += 1
     # input and label keep their lengths apart from the tag, which is longer than a sign
-    if pieces[-1].strip():
+    signed = zip(steps, labels, strict=True)
+    if marked != question + "".join(step + ("+" if good else "-") for step, good in signed) + pieces[-1]:
+        raise BadRow("DK104", "label", "differs from input in more than the marks after the steps")
+    if pieces[-1]:
         context.leave("input", {"after_last_step": pieces[-1]})
     return {"prompt": question, "completions": steps, "labels": labels}, frozenset({"input", "label"})

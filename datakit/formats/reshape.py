@@ -1,8 +1,8 @@
 """From one layout to another, where nothing is lost on the way.
 
-    strings      <-> messages             one user text, one assistant text
-    sft:messages <-> prompt_completion    cut before the last answer
-    preference:  messages <-> implicit    the shared turns are the prompt
+strings      <-> messages             one user text, one assistant text
+sft:messages <-> prompt_completion    cut before the last answer
+preference:  messages <-> implicit    the shared turns are the prompt
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ def exchange(a: Path, b: Path) -> bool:
     if sys.platform == "darwin":
         call, arguments = "renamex_np", (os.fsencode(a), os.fsencode(b), _RENAME_EXCHANGE)
     else:
-        call, arguments = "renameat2", (_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)  # type: ignore[assignment]
+        call, arguments = "renameat2", (_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
     function = getattr(libc, call, None)
     if function is None:
         return False

@@ -1,8 +1,8 @@
 """The manifest: what a shard folder holds, how it came to be, and how to tell that nothing has changed since.
 
-    content_id   SHA-256 of everything but `run`; the same inputs and options give the same one anywhere
-    run          when and how long; the only part that differs between two equal runs
-    sha256       SHA-256 of the whole, itself left out
+content_id   SHA-256 of everything but `run`; the same inputs and options give the same one anywhere
+run          when and how long; the only part that differs between two equal runs
+sha256       SHA-256 of the whole, itself left out
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(whole, dict) or "datakit_manifest" not in whole:
         raise NoManifest(f"{path}: not a manifest of datakit")
     if whole["datakit_manifest"] != VERSION:
-        raise NoManifest(f"{path}: version {whole['datakit_manifest']}, this datakit reads {VERSION}", "Upgrade datakit.")
+        raise NoManifest(
+            f"{path}: version {whole['datakit_manifest']}, this datakit reads {VERSION}", "Upgrade datakit."
+        )
     body = {key: value for key, value in whole.items() if key not in ("content_id", "run", "sha256")}
     sealed = {key: value for key, value in whole.items() if key != "sha256"}
     if whole.get("content_id") != content_id(body) or whole.get("sha256") != _digest(sealed):

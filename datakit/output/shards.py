@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,11 +20,11 @@ class ShardWriter:
         self.schema = schema
         self.rows = 0
         self.file = HashedFile(path)
-        self._writer = pq.ParquetWriter(
-            self.file,
+        self._writer: Any = pq.ParquetWriter(
+            cast(Any, self.file),
             schema,
             compression="zstd",
-            use_dictionary=[SOURCE],
+            use_dictionary=cast(Any, [SOURCE]),
             write_statistics=[ID, SOURCE, ROW],
             write_page_checksum=True,
         )

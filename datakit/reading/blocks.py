@@ -230,7 +230,9 @@ def elements(chunks: Iterable[bytes], path: str) -> Iterator[tuple[bytes, int, i
             depth = depth if ended else outer
         buffer, base, position, start = buffer[keep:], base + keep, 0, -1
     if depth or outer == 1:
-        raise UnreadableInput(f"{path}: the text ends inside a value that began at line {line}", "Fetch the file again.")
+        raise UnreadableInput(
+            f"{path}: the text ends inside a value that began at line {line}", "Fetch the file again."
+        )
     yield from _scalar(buffer, 0, len(buffer), base, line)
 
 
@@ -265,9 +267,7 @@ def _gather(rows: Iterable[tuple[bytes, int]], source: int, target: int, columns
         yield Block(source, first, begin, size, b"".join(pieces), spans, columns=columns)
 
 
-def csv_blocks(
-    chunks: Iterable[bytes], source: int, path: str, delimiter: str, target: int = BLOCK
-) -> Iterator[Block]:
+def csv_blocks(chunks: Iterable[bytes], source: int, path: str, delimiter: str, target: int = BLOCK) -> Iterator[Block]:
     """CSV records as JSON objects; an empty cell is an absent key, since CSV has no other way to say it.
 
     A record with undecodable bytes or the wrong number of cells is handed on so that the decoder rejects it.
@@ -275,7 +275,7 @@ def csv_blocks(
     Raises:
         UnreadableInput: a quote is never closed, or the header is missing or names a column twice.
     """
-    found, stream = without_bom(iter(chunks))
+    _, stream = without_bom(iter(chunks))
     csv.field_size_limit(MAX_LINE)
     reader = csv.reader(_text_lines(stream), delimiter=delimiter, strict=True)
     try:

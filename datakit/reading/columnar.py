@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datakit.reading.limits import BATCH_ROWS
 
@@ -26,6 +25,8 @@ _ALLOWED_EXTENSIONS: Final = ("arrow.json", "arrow.uuid", "arrow.bool8")
 def layout_of(path: str) -> list[tuple[int, int]]:
     """(rows, decoded bytes) of every row group or record batch."""
     if _is_parquet(path):
+        import pyarrow.parquet as pq  # 35 ms that workers on texts do not need
+
         with pq.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             return [(group.num_rows, group.total_byte_size) for group in groups]
@@ -55,6 +56,8 @@ class _Cursor:
     def __init__(self, path: str, part: int) -> None:
         self.key, self.at = (path, part), 0
         if _is_parquet(path):
+            import pyarrow.parquet as pq
+
             file = pq.ParquetFile(path, page_checksum_verification=True)
             self.batches = iter(file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part]))
         else:
@@ -62,6 +65,7 @@ class _Cursor:
             starts = range(0, max(1, whole.num_rows), BATCH_ROWS)
             self.batches = iter([whole.slice(start, BATCH_ROWS) for start in starts])
         self.held: pa.RecordBatch | None = None
+        self.begin = self.end = 0
 
     def take(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         while self.at < stop:
@@ -125,9 +129,6 @@ def _without_padding(value: Any) -> Any:
     return [_without_padding(inner) for inner in value] if isinstance(value, list) else value
 
 
-
-
-
 def peek(path: str, count: int) -> list[dict[str, Any]]:
     """Rows for detection: from the head, and from the start of parts spread over the file."""
     parts = layout_of(path)
@@ -142,6 +143,8 @@ def peek(path: str, count: int) -> list[dict[str, Any]]:
 def schema_of(path: str) -> pa.Schema:
     """The Arrow schema of a file."""
     if _is_parquet(path):
+        import pyarrow.parquet as pq
+
         return pq.read_schema(path)
     return next(_batches(path)).schema
 

@@ -32,7 +32,7 @@ def open_bytes(path: str) -> IO[bytes]:
 
             handle: IO[bytes] = fsspec.open(path, "rb").open()
             return handle
-        return open(path.removeprefix("file://"), "rb")  # noqa: SIM115, PTH123 - the caller closes it
+        return open(path.removeprefix("file://"), "rb")  # noqa: PTH123 - the caller closes it
     except ImportError as error:
         raise UsageError(f"{path}: {error}", "Install the package that the message names.") from None
     except (OSError, ValueError) as error:
@@ -43,13 +43,13 @@ def open_bytes(path: str) -> IO[bytes]:
 class File:
     """One input being read.
 
-    After `decoded` is exhausted, `bytes` and `sha256` describe the whole file as it lies on disk.
+    After `decoded` is exhausted, `size` and `sha256` describe the whole file as it lies on disk.
     """
 
     path: str
     compression: str | None = None
     real: str = ""
-    bytes: int = 0
+    size: int = 0
     _hash: Any = field(default_factory=hashlib.sha256)
 
     @property
@@ -68,13 +68,13 @@ class File:
         try:
             before = _identity(handle)
             while chunk := handle.read(size):
-                self.bytes += len(chunk)
+                self.size += len(chunk)
                 self._hash.update(chunk)
                 yield chunk
             if _identity(handle) != before or (before and before != _identity_of(real)):
                 raise UnreadableInput(f"{self.path}: changed while it was read", "Run again when nothing writes to it.")
         except OSError as error:
-            raise UnreadableInput(f"{self.path}: reading failed after {self.bytes} bytes: {error}") from None
+            raise UnreadableInput(f"{self.path}: reading failed after {self.size} bytes: {error}") from None
         finally:
             handle.close()
 
@@ -91,9 +91,9 @@ class File:
         total = 0
         for piece in self._unpack(self.raw(feed)):
             total += len(piece)
-            if total > RATIO_FROM and total > MAX_RATIO * self.bytes:
+            if total > RATIO_FROM and total > MAX_RATIO * self.size:
                 raise UnreadableInput(
-                    f"{self.path}: {self.bytes} bytes unpack to more than {total}, over {MAX_RATIO} to 1",
+                    f"{self.path}: {self.size} bytes unpack to more than {total}, over {MAX_RATIO} to 1",
                     "Unpack it by hand if you trust it.",
                 )
             yield piece
@@ -113,7 +113,7 @@ class File:
                     piece = unpacker.decompress(data)
                 except Exception as error:
                     raise UnreadableInput(
-                        f"{self.path}: damaged {self.compression} data near byte {self.bytes}: {error}",
+                        f"{self.path}: damaged {self.compression} data near byte {self.size}: {error}",
                         "Fetch or pack the file again.",
                     ) from None
                 if piece:
@@ -125,7 +125,7 @@ class File:
                 unpacker, clean = make(), True
         if not clean:
             raise UnreadableInput(
-                f"{self.path}: the {self.compression} data ends too early, after {self.bytes} bytes",
+                f"{self.path}: the {self.compression} data ends too early, after {self.size} bytes",
                 "Fetch or pack the file again; what is there is not the whole file.",
             )
 

@@ -17,7 +17,6 @@ from datakit.findings import BadRow, shown
 from datakit.reading.limits import MAX_DEPTH, MAX_LINE
 
 _SPACED: Final = re.compile(rb'"[ \t\r\n]+:')
-_LONG_INTEGER: Final = re.compile(rb"(?<![\d.eE+-])-?\d{19,}(?![\d.eE])")
 _BIG: Final = 2.0**63
 
 
@@ -52,7 +51,7 @@ def _has_spaced_colon(data: bytes) -> bool:
 
 def _survey(value: dict[str, Any], data: bytes) -> int:
     """The number of keys in a row; looks at depth and at numbers on the way."""
-    count, depth = 0, 0
+    count, depth, huge = 0, 0, False
     level: list[Any] = [value]
     while level:
         depth += 1
@@ -69,10 +68,23 @@ def _survey(value: dict[str, Any], data: bytes) -> int:
                     continue
                 if kind is dict or kind is list:
                     below.append(inner)
-                elif kind is float and not -_BIG < inner < _BIG and (found := _LONG_INTEGER.search(data)):
-                    raise BadRow("DK113", "", f"the integer {found.group().decode()[:40]} does not fit 64 bits")
+                elif kind is float and not -_BIG < inner < _BIG:
+                    huge = True
         level = below
+    if huge:
+        integers: list[str] = []
+        json.loads(data, parse_int=integers.append)
+        if long := _too_long(integers):
+            raise long
     return count
+
+
+def _too_long(integers: list[str]) -> BadRow | None:
+    """The refusal of the first integer beyond 64 bits, which orjson reads as a float or refuses."""
+    for text in integers:
+        if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+            return BadRow("DK113", "", f"the integer {text[:40]} does not fit 64 bits")
+    return None
 
 
 def _no_key_twice(data: bytes) -> None:
@@ -98,20 +110,23 @@ def _why(data: bytes, error: orjson.JSONDecodeError) -> BadRow:
         return BadRow("DK102", "", f"invalid UTF-8 at byte {bad.start}")
     if b"\0" in data:
         return BadRow("DK101", "", f"a NUL byte at byte {data.index(0)}")
+    integers: list[str] = []
     try:
-        value, end = json.JSONDecoder().raw_decode(text := data.decode("utf-8").lstrip(" \t\r\n"))
+        decoder = json.JSONDecoder(parse_int=integers.append)
+        value, end = decoder.raw_decode(text := data.decode("utf-8").lstrip(" \t\r\n"))
+        surrogate = "surrogate" in message.lower() or _has_surrogate(value)
     except RecursionError:
         return BadRow("DK114", "", f"more than {MAX_DEPTH} levels")
     except (json.JSONDecodeError, ValueError):
         return BadRow("DK101", "", f"{message}, {at}: {_excerpt(data, error)}")
-    if rest := text[end:].strip(" \t\r\n"):
+    if rest := text[end:].lstrip(" \t\r\n"):
         if rest[0] in "{[":
             return BadRow("DK116", "", f"a second value at byte {len(data) - len(rest.encode())}")
         return BadRow("DK101", "", f"unexpected text after the value, {at}: {shown(rest)}")
-    # the lenient parser takes it, so it is what JSON forbids: NaN, Infinity, 1e999, or half a surrogate pair
-    if "surrogate" in message.lower() or _has_surrogate(value):
+    # the lenient parser takes it, so it is NaN, Infinity, 1e999, half a surrogate pair, or an integer of 400 digits
+    if surrogate:
         return BadRow("DK102", "", f"half a surrogate pair, {at}")
-    return BadRow("DK109", "", f"a number that is not finite, {at}: {_excerpt(data, error)}")
+    return _too_long(integers) or BadRow("DK109", "", f"a number that is not finite, {at}: {_excerpt(data, error)}")
 
 
 def _has_surrogate(value: Any) -> bool:

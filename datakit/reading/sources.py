@@ -116,7 +116,9 @@ def _expand(word: str) -> list[str]:
 def is_unit(folder: str) -> bool:
     """Whether a folder is read as one thing: our shards, or a dataset that `datasets` saved."""
     path = Path(folder)
-    return (path / "manifest.json").is_file() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    return (
+        (path / "manifest.json").is_file() or (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    )
 
 
 def _in_folder(folder: str) -> list[str]:
@@ -160,7 +162,9 @@ def identify(path: str) -> Source:
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UnreadableInput(f"{path}: UTF-16 text", "Write it as UTF-8, for example with iconv -f utf-16 -t utf-8.")
     if how in ("parquet", "arrow"):
-        raise UnreadableInput(f"{path}: not a {how} file, its first bytes are {start[:4]!r}", "Fetch or write it again.")
+        raise UnreadableInput(
+            f"{path}: not a {how} file, its first bytes are {start[:4]!r}", "Fetch or write it again."
+        )
     if how is None:
         text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
         if packed_as is None and text[:1] not in (b"{", b"["):
@@ -170,9 +174,7 @@ def identify(path: str) -> Source:
     return Source(path, how, packed_as)
 
 
-def assign_splits(
-    words: Sequence[str], splits: Sequence[str]
-) -> dict[str, list[str]]:
+def assign_splits(words: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:
     """`--split NAME[=GLOB]` and the inputs, as split name -> file names.
 
     Without inputs a GLOB names files; with inputs it selects among them.
@@ -198,7 +200,9 @@ def assign_splits(
         return {name: expand([pattern or ""]) for name, pattern in named.items()}
     result: dict[str, list[str]] = {name: [] for name in named}
     for path in expand(words):
-        fits = [n for n, p in named.items() if fnmatch.fnmatch(path, p or "") or fnmatch.fnmatch(Path(path).name, p or "")]
+        fits = [
+            n for n, p in named.items() if fnmatch.fnmatch(path, p or "") or fnmatch.fnmatch(Path(path).name, p or "")
+        ]
         if len(fits) != 1:
             where = f"in {' and '.join(fits)}" if fits else "in no split"
             raise UsageError(f"{path} is {where}", "Each input must match exactly one --split glob.")

@@ -21,6 +21,7 @@ _TREE = {
     },
 }
 _TREE_ROW = {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter", "text": "q"}
+_BESIDE = ("tools", "parallel_tool_calls", "functions", "system")
 _SIDE = {"tools": "tools", "chat_template_kwargs": "chat_template_kwargs", "images": "images", "system": "system"}
 
 CONVERSATIONS: Final[tuple[Format, ...]] = (
@@ -29,7 +30,7 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         MESSAGES,
         "role/content messages, with tools, calls, weights, reasoning and parts where given",
         signature={"messages": "chat"},
-        optional=("tools", "parallel_tool_calls", "functions", "system"),
+        optional=_BESIDE,
         absent=("label", "kto_tag", "chosen", "rejected", "rejected_messages", "rejected_response"),
         columns={"messages": "messages", **_SIDE},
         example={"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
@@ -40,7 +41,8 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         MESSAGES,
         "OpenAI messages with the older `functions` column",
         signature={"messages": "chat", "functions": "objects|text"},
-        columns={"messages": "messages", "tools": "functions"},
+        optional=_BESIDE,
+        columns={"messages": "messages", "tools": "functions", "system": "system"},
         example={
             "messages": [
                 {"role": "user", "content": "q"},
@@ -86,7 +88,7 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         MESSAGES,
         "messages beside a copy of the first question (no_robots, UltraChat)",
         signature={"prompt": "text", "messages": "chat"},
-        optional=("prompt_id", "category"),
+        optional=("prompt_id", "category", *_BESIDE),
         absent=("chosen", "rejected", "label"),
         columns={**_SIDE, "messages": "messages", "copy_of_user": "prompt"},
         example={
@@ -140,7 +142,7 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         "Anthropic blocks: thinking, tool_use and tool_result",
         signature={"messages": "chat"},
         marks={"messages": "blocks"},
-        optional=("system", "tools"),
+        optional=_BESIDE,
         columns={"messages": "messages", "system": "system", "tools": "tools"},
         example={
             "system": "s",
@@ -206,7 +208,7 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         "Llama Stack calls: call_id, tool_name and arguments",
         signature={"messages": "chat"},
         marks={"messages": "stack calls"},
-        optional=("tools",),
+        optional=_BESIDE,
         columns={"messages": "messages", **_SIDE},
         example={
             "messages": [
@@ -229,7 +231,8 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         "gpt-oss channels: analysis, commentary and final",
         signature={"messages": "chat"},
         marks={"messages": "channels"},
-        columns={"messages": "messages", "tools": "tools"},
+        optional=_BESIDE,
+        columns={"messages": "messages", "tools": "tools", "system": "system"},
         example={
             "messages": [
                 {"role": "user", "content": "q"},
@@ -246,7 +249,7 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         "LLaMA-Factory v1: typed parts with a value, and loss_weight",
         signature={"messages": "chat"},
         marks={"messages": "value parts"},
-        optional=("tools",),
+        optional=_BESIDE,
         absent=("label",),
         columns={"messages": "messages", **_SIDE},
         example={

@@ -12,6 +12,7 @@ STRINGS = layout("prompt", "strings")
 MESSAGES = layout("prompt", "messages")
 
 _Q = [{"role": "user", "content": "q"}]
+_ANSWERS = ("completion", "response", "chosen", "messages", "completions", "answers", "output")
 _TARGETS = ("answer", "solution", "ground_truth", "reference_answer", "target", "test", "entry_point")
 
 PROMPTS: Final[tuple[Format, ...]] = (
@@ -21,10 +22,21 @@ PROMPTS: Final[tuple[Format, ...]] = (
         "a prompt text with whatever the reward needs",
         signature={"prompt": "text"},
         optional=_TARGETS,
-        absent=("completion", "response", "chosen", "messages", "completions", "answers", "output"),
+        absent=("system", *_ANSWERS),
         columns={"prompt": "prompt"},
         example={"prompt": "q", "answer": "42"},
         source="https://huggingface.co/docs/trl/dataset_formats",
+    ),
+    Format(
+        "prompt-system",
+        MESSAGES,
+        "a system and a prompt text with whatever the reward needs; a chat, since only a chat has a system message",
+        signature={"system": "any", "prompt": "text"},
+        optional=_TARGETS,
+        absent=_ANSWERS,
+        columns={"user": "prompt", "system": "system"},
+        example={"system": "s", "prompt": "q", "answer": "42"},
+        verified=False,
     ),
     Format(
         "prompt-messages-only",
@@ -78,6 +90,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         MESSAGES,
         "OpenAI reinforcement fine-tuning: messages and reference_answer",
         signature={"messages": "chat", "reference_answer": "any"},
+        optional=("tools", "parallel_tool_calls"),
         columns={"messages": "messages", "tools": "tools"},
         example={"messages": _Q, "reference_answer": "42"},
         verified=False,
@@ -87,7 +100,8 @@ PROMPTS: Final[tuple[Format, ...]] = (
         MESSAGES,
         "ms-swift GRPO: messages and solution",
         signature={"messages": "chat", "solution": "any"},
-        columns={"messages": "messages", "tools": "tools"},
+        optional=("tools", "images"),
+        columns={"messages": "messages", "tools": "tools", "images": "images"},
         example={"messages": _Q, "solution": "42"},
         verified=False,
     ),

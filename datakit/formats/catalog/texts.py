@@ -98,7 +98,14 @@ TEXTS: Final[tuple[Format, ...]] = (
             verified=verified,
         )
         for name, user, assistant, absent, images, verified in (
-            ("instruction-response", "instruction", "response", ("context", "category", "label", "score"), "images", True),
+            (
+                "instruction-response",
+                "instruction",
+                "response",
+                ("context", "category", "label", "score"),
+                "images",
+                True,
+            ),
             ("prompt-response", "prompt", "response", ("label", "score", "helpfulness"), "images", False),
             ("input-output", "input", "output", ("instruction", "label"), "image", True),
             ("question-answer", "question", "answer", (), "images", True),

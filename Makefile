@@ -1,0 +1,56 @@
+# The one task runner. `make demo` and `make test` work on a fresh machine with Python 3.11 or later.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.13.0
+
+.PHONY: help demo test lint format types check schemas docs bench corpora clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/base: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# torch first and by version: a plain `torch` pulls gigabytes of CUDA libraries.
+.venv/test: .venv/base
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	touch $@
+
+demo: .venv/base  ## install, convert and validate fixtures of several kinds, leave shards in demo/
+	BIN=$(BIN) sh docs/demo.sh
+
+test: .venv/test lint types check  ## install what tests need, then lint, types and every test that needs no GPU
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/test  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/test
+	$(BIN)/mypy
+
+check: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+schemas: .venv/base  ## write schemas/ from the code
+	$(BIN)/python -m datakit.jsonschema schemas/
+
+docs: .venv/base  ## write the generated pages of docs/
+	$(BIN)/python docs/generate.py
+
+bench: .venv/test  ## measure; takes minutes, needs 4 GB of disk
+	$(BIN)/python benchmarks/convert.py
+
+corpora: .venv/base  ## write docs/corpora.md from real files; CORPORA names their folder
+	$(BIN)/python docs/corpora.py $(CORPORA)
+
+clean:
+	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,200 @@
+"""Detection: which declared format explains the rows, by their values, with evidence, or a refusal.
+
+Every format gives each sampled row points for the columns and shapes that it finds there. The best format wins if it
+explains the rows clearly better than any other one; a mark of a dialect counts only where some row shows it. Two
+formats that explain the rows equally well are a question for a person, not for a tie-breaker.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from datakit.errors import AmbiguousFormat, UnknownFormat
+from datakit.findings import shown
+from datakit.formats import FORMATS
+from datakit.formats.declare import Format, Row, look
+from datakit.formats.reshape import reaches
+from datakit.formats.shapes import fits
+from datakit.schema import LAYOUTS, Layout, Target
+
+MARGIN: Final = 0.9
+"""A runner-up with this share of the winner's points explains the rows equally well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What a file was found to be.
+
+    Attributes:
+        format: the winner.
+        points: mean points per sampled row.
+        rows: how many rows were looked at.
+        explained: how many of them the winner explains.
+        evidence: lines for people.
+        runner_up: name and points of the next best, if any.
+        others: formats that explain the remaining rows and give the same kind.
+    """
+
+    format: Format
+    points: float
+    rows: int
+    explained: int
+    evidence: Sequence[str]
+    runner_up: tuple[str, float] | None = None
+    others: Sequence[str] = field(default_factory=tuple)
+
+    def to_json(self) -> dict[str, Any]:
+        layout = self.format.layout
+        return {
+            "format": self.format.name,
+            "kind": layout.kind,
+            "form": layout.form,
+            "conversational": layout.conversational,
+            "rows_looked_at": self.rows,
+            "rows_explained": self.explained,
+            "points": round(self.points, 3),
+            "evidence": list(self.evidence),
+            "runner_up": None if self.runner_up is None else {"format": self.runner_up[0], "points": self.runner_up[1]},
+            "others": list(self.others),
+        }
+
+
+def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) -> Detection:
+    """The format of sampled rows.
+
+    Args:
+        rows: raw rows, from the head and spread over the file.
+        path: for messages.
+        target: what `--to` asks for; formats that cannot become it are left out.
+
+    Raises:
+        UnknownFormat: no format explains half of the rows.
+        AmbiguousFormat: two do, equally well.
+    """
+    scores: dict[str, list[int]] = {}
+    for format in FORMATS.values():
+        if not _considered(format, target, rows):
+            continue
+        points = [format.matches(row) for row in rows]
+        if any(points):
+            scores[format.name] = points
+    total = {name: sum(points) / max(1, len(rows)) for name, points in scores.items()}
+    ranked = sorted(total, key=lambda name: (-total[name], name))
+    best = ranked[0] if ranked else None
+    if best is None or sum(p > 0 for p in scores[best]) < 0.5 * len(rows):
+        raise _unknown(rows, path, target, ranked[:1])
+    winner = FORMATS[best]
+    rivals = [name for name in ranked[1:] if total[name] >= MARGIN * total[best]]
+    if rivals:
+        raise _ambiguous(rows, path, [best, *rivals])
+    explained = sum(p > 0 for p in scores[best])
+    rest = [row for row, p in zip(rows, scores[best], strict=True) if not p]
+    return Detection(
+        winner,
+        total[best],
+        len(rows),
+        explained,
+        _evidence(winner, rows),
+        (ranked[1], round(total[ranked[1]], 3)) if len(ranked) > 1 else None,
+        _for_drift(rest, winner, target),
+    )
+
+
+def _considered(format: Format, target: Target | None, rows: Sequence[Row]) -> bool:
+    if target is None:
+        if format.on_request:
+            return False
+    elif not any(target.accepts(x) and reaches(format.layout, x) for x in LAYOUTS):
+        return False
+    return not format.marks or any(format.marked(row) for row in rows)
+
+
+def _for_drift(rest: Sequence[Row], winner: Format, target: Target | None) -> tuple[str, ...]:
+    """Formats for the rows that the winner does not explain, if they come out in the same layout."""
+    names = Counter(
+        format.name
+        for row in rest
+        for format in FORMATS.values()
+        if format.layout == winner.layout and not format.on_request and not format.group and format.matches(row)
+    )
+    return tuple(name for name, _ in sorted(names.items(), key=lambda kv: (-kv[1], kv[0])))
+
+
+def _evidence(format: Format, rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for path, shape in format.signature.items():
+        count = sum(found and fits(value, shape) for found, value in (look(row, path) for row in rows))
+        lines.append(f"{path}: {shape} in {count} of {len(rows)} rows")
+    lines += [f"{name}: present in {n} rows" for name in format.optional if (n := sum(name in row for row in rows))]
+    for path, shape in format.marks.items():
+        count = sum(fits(look(row, path)[1], shape) for row in rows)
+        lines.append(f"{path}: {shape} in {count} rows")
+    if words := _role_words(format, rows):
+        lines.append("roles: " + ", ".join(f"{word} {n}" for word, n in words.most_common(8)))
+    return lines
+
+
+def _role_words(format: Format, rows: Sequence[Row]) -> Counter[str]:
+    path = format.columns.get("messages")
+    words: Counter[str] = Counter()
+    for row in rows:
+        turns = look(row, path)[1] if path else None
+        for turn in turns if isinstance(turns, list) else ():
+            if isinstance(turn, dict):
+                words[str(turn.get(format.turn.role, turn.get("role", turn.get("from"))))] += 1
+    return words
+
+
+def _keys(rows: Sequence[Row]) -> str:
+    seen: dict[str, Any] = {}
+    for row in rows:
+        for key, value in row.items():
+            seen.setdefault(key, value)
+    return ", ".join(f"{key} ({shown(value, 30)})" for key, value in list(seen.items())[:12])
+
+
+def _unknown(rows: Sequence[Row], path: str, target: Target | None, best: Sequence[str]) -> UnknownFormat:
+    if not rows:
+        return UnknownFormat(f"{path}: no row could be read, so no format can be told", "Name it with --format.")
+    wanted = f" that can become {target}" if target else ""
+    message = f"{path}: no known format{wanted} explains the rows. Their columns: {_keys(rows)}."
+    near = [f"{n}: {', '.join(missing)}" for n, missing in _nearest(rows)]
+    hint = f"Closest: {'; '.join(near)}. " if near else ""
+    if best:
+        hint += f"{best[0]} explains some of the rows. "
+    return UnknownFormat(
+        message, hint + "Say what the columns mean with --map FILE (docs/formats.md), or name a --format."
+    )
+
+
+def _nearest(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """Formats of which a row has at least half of the columns, with what is missing or of another shape."""
+    row = rows[0]
+    near: list[tuple[int, str, list[str]]] = []
+    for format in FORMATS.values():
+        lacks = []
+        for path, shape in format.signature.items():
+            found, value = look(row, path)
+            if not found:
+                lacks.append(f"column {path} is missing")
+            elif not fits(value, shape):
+                lacks.append(f"{path} is {shown(value, 30)} where {shape} is expected")
+        present = len(format.signature) - sum("missing" in lack for lack in lacks)
+        if lacks and 2 * present >= len(format.signature) and present:
+            near.append((len(lacks) - present, format.name, lacks))
+    return [(name, lacks) for _, name, lacks in sorted(near)[:3]]
+
+
+def _ambiguous(rows: Sequence[Row], path: str, names: Sequence[str]) -> AmbiguousFormat:
+    lines = []
+    kinds: dict[str, Layout] = {}
+    for name in names:
+        format = FORMATS[name]
+        kinds.setdefault(format.layout.kind, format.layout)
+        lines.append(f"  --format {name:<24} {format.layout.name:<24} {format.doc}")
+    asks = " or ".join(f"--to {kind}" for kind in kinds) if len(kinds) > 1 else ""
+    hint = "Choose one:\n" + "\n".join(lines) + (f"\nor say what you want: {asks}" if asks else "")
+    return AmbiguousFormat(f"{path}: {' and '.join(names)} explain the rows equally well.", hint)

@@ -1,0 +1,129 @@
+"""The house: imports point one way, the base install is light, public names are meant, nothing heavy is loaded."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import datakit
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A module may import what stands above its own line, or on it. TYPE_CHECKING imports do not count.
+LEVELS = [
+    ["errors", "findings", "terminal"],
+    ["schema", "messages", "reading.limits", "tally"],
+    ["reading.rows", "reading.columnar", "reading.decode", "formats.shapes"],
+    ["reading.blocks", "formats.declare", "checks.declare"],
+    ["formats.parse"],
+    ["formats.catalog.texts", "formats.catalog.conversations", "formats.catalog.preferences", "formats.catalog.prompts"],
+    ["formats.catalog", "formats.normalise", "formats.mapping", "formats.reshape"],
+    ["formats"],
+    ["checks.structure", "checks.turns", "checks.tools", "checks.preference", "checks.kto", "checks.content"],
+    ["checks"],
+    ["reading.sources", "reading.sample", "detection", "step", "whole"],
+    ["report", "worker", "workers"],
+    ["output.disk", "output.card", "output.manifest", "output.shards", "output.transaction"],
+    ["plan", "shards"],
+    ["run", "describe", "jsonschema"],
+    ["api"],
+    ["show"],
+    ["cli"],
+    ["__main__"],
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+PACKAGES = {"", "reading", "output"}  # docstrings and public names only
+
+
+def _modules():
+    for path in sorted((ROOT / "datakit").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "datakit").with_suffix("").parts)
+        yield name.removesuffix("__init__").removesuffix("."), path
+
+
+def _imports(tree: ast.Module):
+    """Names of datakit modules that a module imports at any place but under TYPE_CHECKING."""
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "datakit":
+            base = node.module.removeprefix("datakit").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                yield inner if inner in LEVEL else base
+
+
+def test_imports_point_one_way():
+    known = {name for name, _ in _modules()}
+    assert known - PACKAGES == set(LEVEL), "a new module needs a level, a removed one has none"
+    for name, path in _modules():
+        if name in PACKAGES:
+            continue
+        for target in _imports(ast.parse(path.read_text("utf-8"))):
+            if target in PACKAGES:
+                continue
+            assert LEVEL[target] <= LEVEL[name], f"datakit.{name} imports datakit.{target}, which stands above it"
+
+
+def test_there_is_no_cycle():
+    graph = {name: set(_imports(ast.parse(path.read_text("utf-8")))) - PACKAGES - {name} for name, path in _modules()}
+    done: set[str] = set()
+
+    def visit(name, trail):
+        assert name not in trail, f"cycle: {' -> '.join([*trail, name])}"
+        if name not in done:
+            for target in graph.get(name, ()):
+                visit(target, [*trail, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+def test_datakit_never_imports_trainglue():
+    for _, path in _modules():
+        assert "trainglue" not in path.read_text("utf-8").replace("datakit-trainglue", "")
+
+
+def test_importing_datakit_is_light():
+    heavy = ("torch", "transformers", "datasets", "ray", "pandas", "trl")
+    code = f"import sys, datakit, datakit.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_sorted_and_there():
+    importlib.import_module("datakit.api")  # a module must not take the place of a verb of its name
+    names = [name for name in datakit.__all__ if not name.startswith("__")]
+    assert names == sorted(names)
+    assert all(callable(getattr(datakit, name)) for name in names)
+
+
+def test_base_dependencies_need_no_trainer():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    base = " ".join(project["dependencies"])
+    assert not any(name in base for name in ("torch", "transformers", "datasets", "trl", "unsloth"))
+    assert {"hf", "train", "unsloth", "all"} <= project["optional-dependencies"].keys()
+    assert "unsloth" not in " ".join(project["optional-dependencies"]["all"])
+
+
+def test_version_and_changelog_agree():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"## {datakit.__version__}" in text
+
+
+def test_windows_is_refused_clearly():
+    code = "import sys; sys.platform = 'win32'\ntry:\n    import datakit\nexcept ImportError as e:\n    print(e)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Windows" in done.stdout
+    assert "WSL" in done.stdout

@@ -1,0 +1,57 @@
+"""From a shard folder to the dataset that a trainer takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import datakit
+
+if TYPE_CHECKING:
+    import datasets
+
+# Which kinds of shards a method trains on. Names as in TRL, in lower case.
+KINDS_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "sft": ("sft", "tokenized"),
+    "dpo": ("preference",),
+    "orpo": ("preference",),
+    "cpo": ("preference",),
+    "reward": ("preference",),
+    "kto": ("kto",),
+    "bco": ("kto",),
+    "grpo": ("prompt",),
+    "prm": ("stepwise",),
+}
+
+
+def dataset(folder: str | os.PathLike[str], *, method: str, split: str | None = None) -> datasets.Dataset:
+    """The rows of a shard folder as a `datasets.Dataset` with the columns of one method and no others.
+
+    The folder is opened by its manifest and compared with it first, so a damaged or half-replaced one is never trained
+    on. Needs the `datasets` package.
+
+    Args:
+        folder: written by `datakit convert`.
+        method: sft, dpo, orpo, cpo, reward, kto, bco, grpo or prm.
+        split: by default all splits, in order.
+
+    Raises:
+        datakit.UsageError: the method is unknown or does not train on this kind.
+        datakit.CannotJudge: the folder is not what its manifest says.
+    """
+    kinds = KINDS_OF.get(method)
+    if kinds is None:
+        raise datakit.UsageError(f"no method named {method!r}", f"Methods: {', '.join(KINDS_OF)}.")
+    shards = datakit.load(folder, split=split)
+    kind = shards.manifest["kind"]
+    if kind not in kinds:
+        raise datakit.UsageError(
+            f"{os.fspath(folder)} holds rows of kind {kind}; {method} trains on {' or '.join(kinds)}",
+            f"Convert the source with --to {kinds[0]}, or choose {_methods(kind)}.",
+        )
+    return shards.to_datasets()
+
+
+def _methods(kind: str) -> str:
+    return " or ".join(method for method, kinds in KINDS_OF.items() if kind in kinds) or "another trainer"
