@@ -48,3 +48,5 @@ class Check:
     run: Any = None
     kinds: tuple[Kind, ...] = ()
     """The kinds it applies to; empty for all."""
+    raised: bool = False
+    """Whether readers raise it too, where a row cannot be carried on; such an error stays one."""

@@ -28,6 +28,11 @@ def function_of(tool: dict[str, Any]) -> dict[str, Any]:
     return function if isinstance(function, dict) else {}
 
 
+def name_of(tool: dict[str, Any]) -> str | None:
+    name = function_of(tool).get("name")
+    return name if isinstance(name, str) and name else None
+
+
 def calls_of(messages: list[Message]) -> Iterator[tuple[str, dict[str, Any]]]:
     for index, message in enumerate(messages):
         for at, call in enumerate(message.get("tool_calls") or ()):
@@ -35,26 +40,25 @@ def calls_of(messages: list[Message]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def schema_invalid(tools: Tools, messages: list[Message]) -> Seen:
-    names = Counter(function_of(tool).get("name") for tool in tools or ())
+    names = Counter(name_of(tool) for tool in tools or ())
     for index, tool in enumerate(tools or ()):
-        function = function_of(tool)
-        name, parameters = function.get("name"), function.get("parameters")
-        if not isinstance(name, str) or not name:
+        name, parameters = name_of(tool), function_of(tool).get("parameters")
+        if name is None:
             yield f"tools[{index}]", "a tool without a name"
         elif names[name] > 1:
             yield f"tools[{index}]", f"two tools named {shown(name)}"
             names[name] = 0
         if parameters is not None and not isinstance(parameters, dict):
-            yield f"tools[{index}].parameters", f"expected a JSON Schema object, found {shown(parameters)}"
+            yield f"tools[{index}].function.parameters", f"expected a JSON Schema object, found {shown(parameters)}"
 
 
 def undeclared(tools: Tools, messages: list[Message]) -> Seen:
     if not tools:
         return
-    names = {function_of(tool).get("name") for tool in tools}
+    names = {name_of(tool) for tool in tools}
     for path, call in calls_of(messages):
         if call["function"]["name"] not in names:
-            known = ", ".join(sorted(str(name) for name in names)[:5])
+            known = ", ".join(sorted(name for name in names if name)[:5])
             yield path, f"calls {shown(call['function']['name'])}; declared are {known}"
 
 
@@ -64,32 +68,37 @@ def no_definitions(tools: Tools, messages: list[Message]) -> Seen:
 
 
 def arguments_violate(tools: Tools, messages: list[Message]) -> Seen:
-    schemas = {function_of(tool).get("name"): function_of(tool).get("parameters") for tool in tools or ()}
+    schemas = {name_of(tool): function_of(tool).get("parameters") for tool in tools or ()}
     for path, call in calls_of(messages):
         schema = schemas.get(call["function"]["name"])
         arguments = call["function"]["arguments"]
         if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
             continue
         properties = schema["properties"]
-        required = schema.get("required")
+        required, more = schema.get("required"), schema.get("additionalProperties") or schema.get("patternProperties")
         for name in required if isinstance(required, list) else ():
-            if name not in arguments:
+            if isinstance(name, str) and name not in arguments:
                 yield path, f"required argument {shown(name)} is missing"
         for name, value in arguments.items():
             if name not in properties:
-                yield path, f"argument {shown(name)} is not in the schema"
+                if not more:
+                    yield path, f"argument {shown(name)} is not in the schema"
             elif not _fits(value, properties[name]):
                 yield path, f"argument {shown(name)} should be {properties[name].get('type')}, found {shown(value)}"
 
 
 def _fits(value: object, schema: object) -> bool:
-    wanted = schema.get("type") if isinstance(schema, dict) else None
+    if not isinstance(schema, dict) or (value is None and schema.get("nullable")):
+        return True
+    wanted = schema.get("type")
     names = wanted if isinstance(wanted, list) else [wanted]
     known = [JSON_TYPES[name] for name in names if isinstance(name, str) and name in JSON_TYPES]
-    if not known:
+    if not known or len(known) < len(names):
         return True
     if isinstance(value, bool):
         return any(bool in types for types in known)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return any(isinstance(value, types) for types in known)
 
 
@@ -127,22 +136,25 @@ def ids_repeated(tools: Tools, messages: list[Message]) -> Seen:
 
 def _pairing(messages: list[Message]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Results without a call before them, and calls without a result before the next user turn."""
-    open_calls: dict[str, str] = {}
+    open_calls: list[tuple[str, str]] = []  # id and path; an id may be open twice
     orphans: list[tuple[str, str]] = []
     unanswered: list[tuple[str, str]] = []
     for index, message in enumerate(messages):
         if message["role"] == "tool":
             id = message.get("tool_call_id")
-            if id is None or open_calls.pop(id, None) is None:
+            at = next((at for at, (open_id, _) in enumerate(open_calls) if open_id == id), None)
+            if at is None:
                 orphans.append((f"[{index}]", f"a tool result for {shown(id)}, which no open call has"))
-        elif message["role"] == "user" and open_calls:
-            unanswered += [(path, f"the call {shown(id)} has no result") for id, path in open_calls.items()]
-            open_calls = {}
+            else:
+                del open_calls[at]
+        elif message["role"] == "user":
+            unanswered += open_calls
+            open_calls = []
         for at, call in enumerate(message.get("tool_calls") or ()):
-            open_calls[call["id"]] = f"[{index}].tool_calls[{at}]"
+            open_calls.append((call["id"], f"[{index}].tool_calls[{at}]"))
     if messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
-        unanswered += [(path, f"the call {shown(id)} has no result") for id, path in open_calls.items()]
-    return orphans, unanswered
+        unanswered += open_calls
+    return orphans, [(path, f"the call {shown(id)} has no result") for id, path in unanswered]
 
 
 def orphan_results(tools: Tools, messages: list[Message]) -> Seen:
@@ -154,7 +166,7 @@ def unanswered_calls(tools: Tools, messages: list[Message]) -> Seen:
 
 
 TOOLS: Final = (
-    Check("DK301", "tool-schema-invalid", "error", "A tool has a name of its own and a JSON Schema object.", "Repair the definition.", "tools", schema_invalid),
+    Check("DK301", "tool-schema-invalid", "error", "A tool has a name of its own and a JSON Schema object.", "Repair the definition.", "tools", schema_invalid, raised=True),
     Check("DK302", "arguments-not-object", "error", "A tool call has a name, and its arguments are a JSON object.", "Repair the JSON text of the call."),
     Check("DK303", "call-undeclared-tool", "error", "A called tool is declared in `tools`.", "Add the definition or correct the name.", "tools", undeclared),
     Check("DK304", "arguments-violate-schema", "warning", "Arguments fit the declared parameters.", "Correct the call, or the schema.", "tools", arguments_violate),

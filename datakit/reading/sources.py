@@ -85,7 +85,7 @@ def expand(words: Sequence[str]) -> list[str]:
         names.extend(_expand(word))
     seen: dict[str, str] = {}
     for name in names:
-        real = name if name == "-" or is_remote(name) else os.path.realpath(name)
+        real = name if name == "-" or name.startswith("hf:") or is_remote(name) else os.path.realpath(name)
         if real in seen:
             raise UsageError(f"{name} is given twice", "Each input file is read once; remove one of the two.")
         seen[real] = name
@@ -93,7 +93,7 @@ def expand(words: Sequence[str]) -> list[str]:
 
 
 def _expand(word: str) -> list[str]:
-    if word == "-":
+    if word == "-" or word.startswith("hf:"):
         return [word]
     if is_remote(word):
         if not re.search(r"[*?\[]", word):
