@@ -13,15 +13,16 @@ from typing import Any
 import orjson
 
 from datakit import checks as registry
-from datakit import describe
+from datakit import describe, launch
 from datakit import plan as plans
 from datakit.errors import NoManifest, UnknownFormat, UsageError
 from datakit.formats import FORMATS
 from datakit.output import manifest as manifests
 from datakit.output.disk import not_written
 from datakit.output.transaction import Transaction, check_output
-from datakit.plan import SHARD_SIZE, FailOn, OnBadRow, Plan, Reasoning, Request
+from datakit.plan import FailOn, OnBadRow, Plan, Reasoning, Request
 from datakit.reading.decode import File
+from datakit.reading.limits import SHARD_SIZE
 from datakit.reading.sources import expand
 from datakit.report import Report
 from datakit.run import ColumnsWanted, Progress, Seen, commit, gather, judge
@@ -44,7 +45,7 @@ def _named(inputs: Inputs) -> tuple[list[str], Iterable[Any] | None]:
 def _workers(count: int | None) -> int:
     if count is not None and count < 1:
         raise UsageError(f"--workers {count}", "At least one.")
-    return count or min(os.cpu_count() or 1, 8)
+    return launch.workers(count)
 
 
 def _request(inputs: Inputs, **options: Any) -> tuple[Request, Iterable[Any] | None]:

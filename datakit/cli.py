@@ -1,4 +1,7 @@
-"""The command line: one command per verb; each parses, calls the verb of the same name, and prints what it returned."""
+"""The command line: one command per verb; each parses, calls the verb of the same name, and prints what it returned.
+
+Only what parsing needs is imported at the top: `--help` is quick, and workers start while the rest is imported.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 import orjson
 
 import datakit
-from datakit import show
-from datakit.api import list_checks, list_formats
+from datakit import launch
 from datakit.errors import DatakitError, InternalError, UsageError
-from datakit.plan import SHARD_SIZE
-from datakit.report import Report
+from datakit.reading.limits import SHARD_SIZE
 from datakit.terminal import safe
+
+if TYPE_CHECKING:
+    from datakit.report import Report
 
 EPILOG: Final = (
     "Exit codes: 0 passed, 1 the data fails, 2 wrong call, 3 could not judge, 4 not written, 70 internal, "
@@ -79,6 +83,9 @@ def _click_hint(error: click.ClickException) -> str:
 
 
 def _fail(error: DatakitError, arguments: list[str]) -> int:
+    from datakit import show
+    from datakit.report import Report
+
     if "--json" in arguments:
         report = Report(next((a for a in arguments if not a.startswith("-")), "datakit"), exit_code=error.exit_code)
         report.error = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
@@ -94,6 +101,8 @@ def _print_json(value: Any) -> None:
 
 
 def _done(report: Report, as_json: bool) -> None:
+    from datakit import show
+
     if as_json:
         _print_json(report.to_json())
     else:
@@ -157,6 +166,8 @@ def _progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from datakit import show
+
     with show.progress(words) as update:
         yield update
 
@@ -192,6 +203,7 @@ def convert(as_json: bool, **options: Any) -> None:
     datakit convert chat.jsonl -o shards/ --on-bad-row quarantine --max-bad "0.1 %"
     datakit convert --split train='raw/tr*.jsonl' --split test='raw/te*.jsonl' -o shards/
     """
+    launch.start_ahead(launch.workers(options["workers"]))
     with _progress("converting") as progress:
         report = datakit.convert(**options, progress=progress)
     _done(report, as_json)
@@ -207,6 +219,7 @@ def validate(as_json: bool, **options: Any) -> None:
     datakit validate raw/*.jsonl
     datakit validate shards/ --fail-on warning --json > report.json
     """
+    launch.start_ahead(launch.workers(options["workers"]))
     with _progress("validating") as progress:
         report = datakit.validate(**options, progress=progress)
     _done(report, as_json)
@@ -252,7 +265,9 @@ def detect(inputs: tuple[str, ...], to: str | None, as_json: bool) -> None:
 @_json
 def formats(as_json: bool) -> None:
     """List the source formats."""
-    entries = list_formats()
+    from datakit import api, show
+
+    entries = api.list_formats()
     _print_json(entries) if as_json else show.formats(entries)
 
 
@@ -260,7 +275,9 @@ def formats(as_json: bool) -> None:
 @_json
 def checks(as_json: bool) -> None:
     """List the checks."""
-    entries = list_checks()
+    from datakit import api, show
+
+    entries = api.list_checks()
     _print_json(entries) if as_json else show.checks(entries)
 
 
@@ -269,5 +286,7 @@ def checks(as_json: bool) -> None:
 @_json
 def explain(name: str, as_json: bool) -> None:
     """Explain a check, such as DK302 or arguments-not-object."""
+    from datakit import show
+
     entry = datakit.explain(name)
     _print_json(entry) if as_json else show.explain(entry)

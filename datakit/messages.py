@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import orjson
@@ -84,7 +85,7 @@ class Calls:
         return self.open.pop(at)[0] if self.open else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Turn:
     """How a format spells one turn: the keys of role and content, and what its role words mean."""
 
@@ -92,9 +93,18 @@ class Turn:
     content: str = "content"
     roles: Mapping[str, str] = field(default_factory=lambda: ROLE_WORDS)
 
+    @cached_property
+    def plain(self) -> Mapping[str, str]:
+        """The words of turns that are a role and a text and no more."""
+        return {word: role for word, role in self.roles.items() if role not in ("tool", CALL)}
+
 
 OPENAI: Final = Turn()
 SHAREGPT: Final = Turn("from", "value")
+
+
+_TEXTS: Final = {str}
+_PAIRS: Final = {2}
 
 
 def read_messages(values: object, turn: Turn, context: Context, path: str) -> list[Message]:
@@ -105,20 +115,17 @@ def read_messages(values: object, turn: Turn, context: Context, path: str) -> li
     """
     if not isinstance(values, list):
         raise BadRow("DK104", path, f"expected a list of turns, found {shown(values)}")
-    role_key, content_key, roles = turn.role, turn.content, turn.roles
+    role_key, content_key, plain = turn.role, turn.content, turn.plain
+    try:  # in nine conversations of ten every turn is just a known role and a text
+        contents = [value[content_key] for value in values]
+        if set(map(type, contents)) == _TEXTS and set(map(len, values)) == _PAIRS:
+            roles = [plain[value[role_key]] for value in values]
+            return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    except (KeyError, TypeError, IndexError):
+        pass
+    calls = Calls()
     messages: list[Message] = []
-    calls: Calls | None = None
     for index, value in enumerate(values):
-        try:  # nine turns in ten are just a known role and a text
-            content = value[content_key]
-            if len(value) == 2 and type(content) is str:
-                role = roles[value[role_key]]
-                if role != "tool" and role != CALL:
-                    messages.append({"role": role, "content": content})
-                    continue
-        except (KeyError, TypeError, IndexError):
-            pass
-        calls = calls or Calls()
         messages.extend(read_turn(value, turn, context, f"{path}[{index}]", calls))
     return messages
 
@@ -130,6 +137,8 @@ def read_turn(value: object, turn: Turn, context: Context, path: str, calls: Cal
     rest = dict(value)
     role = _role(rest, turn, path)
     message: Message = {"role": "assistant" if role == CALL else role}
+    if role == "user":
+        calls.open.clear()  # what was not answered before the next question is not answered after it
     if role == CALL:
         message["content"] = ""
         message["tool_calls"] = _calls_in_text(_take(rest, (turn.content, *CONTENT_KEYS)), context, path, calls)

@@ -34,8 +34,6 @@ OnBadRow = Literal["fail", "quarantine"]
 FailOn = Literal["error", "warning", "never"]
 Reasoning = Literal["keep", "split", "inline"]
 
-SHARD_SIZE: Final = "256MiB"
-
 
 @dataclass(frozen=True, slots=True)
 class Request:

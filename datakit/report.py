@@ -116,6 +116,8 @@ def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFi
     """Findings by severity and id: those of rows, and those about the whole set."""
     found: dict[str, Summary] = {}
     for id, count in tally.seen.items():
+        if severities[id] == "off":
+            continue
         places = [_place(place) for place in tally.places.get(id, [])]
         found[id] = Summary(id, CHECKS[id].name, severities[id], count, _share(count, tally.rows_in), places)
     for finding in whole:

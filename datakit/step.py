@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -24,7 +24,7 @@ from datakit import checks
 from datakit.checks import CHECKS
 from datakit.checks.content import damaged
 from datakit.checks.preference import count_pair
-from datakit.findings import BadRow, Finding
+from datakit.findings import BadRow, Finding, shown
 from datakit.formats import FORMATS, mapping
 from datakit.formats.declare import Format, Record, Row
 from datakit.formats.normalise import normalise
@@ -269,11 +269,12 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
         checks.check_row(sink.layout, record, rest, notes)
         if len(records) > 1:
             notes[before:] = [f for f in notes[before:] if f not in notes[:before]]
-    severities = sink.plan.severities
-    if any(severities[finding.id] == "error" for finding in notes):
-        _reject(sink, unit, notes)
-        return
-    _see(sink, unit, notes)
+    if notes:
+        severities = sink.plan.severities
+        if any(severities[finding.id] == "error" for finding in notes):
+            _reject(sink, unit, notes)
+            return
+        _see(sink, unit, notes)
     tally = sink.tally
     if unit.members:
         tally.merged += unit.size
@@ -306,8 +307,10 @@ def _normalised(
 
 
 def _by(format: Format, row: Row, context: Context) -> list[tuple[Record, Layout, Row]]:
-    rows = format.expand(row, context) if format.expand else [row]
-    made = [normalise(format, one, context) for one in rows]
+    if format.expand is None:
+        record, rest = normalise(format, row, context)
+        return [(record, format.layout, rest)]
+    made = [normalise(format, one, context) for one in format.expand(row, context)]
     return [(record, format.layout, rest) for record, rest in made]
 
 
@@ -337,17 +340,29 @@ def _layout_of(names: frozenset[str], conversational: bool) -> Layout:
 
 
 def _shaped(sink: _Sink, record: Record, source: Layout, rest: Row, notes: list[Finding]) -> tuple[Record, Row]:
-    record = reshape(record, source, sink.layout)
+    if source is not sink.layout:
+        record = reshape(record, source, sink.layout)
     if sink.plan.reasoning != "keep":
         record, left = with_reasoning(record, sink.plan.reasoning)
         if left:
             notes.append(Finding("DK215", "", "reasoning that cannot be put into the text and taken out again"))
-    for name in sink.plan.side:
+    for name, type_ in sink.plan.side.items():
         if name in rest:
-            record[name] = rest.pop(name)
+            record[name] = value = rest.pop(name)
+            if type_ != "json" and value is not None and not FITS[type_](value):
+                raise BadRow("DK104", name, f"{shown(value)} where the sampled rows have {type_}")
     if len(record) > len(sink.names):
         sink.wanted.update(name for name in OPTIONAL_NAMES if name in record and name not in sink.columns)
     return record, rest
+
+
+FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
+    "text": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: type(value) is int and -(2**63) <= value < 2**63,
+    "float": lambda value: type(value) in (int, float),
+}
+"""What a value must be to go into a side column whose type the sample has set."""
 
 
 def _reject(sink: _Sink, unit: _Unit, findings: list[Finding]) -> None:

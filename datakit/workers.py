@@ -7,34 +7,22 @@ that row is rejected with DK121; a Parquet or Arrow file cannot be halved safely
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
-from datakit import errors
+from datakit import errors, launch
 from datakit.reading.blocks import Block, Span
 from datakit.step import Result, StepPlan
 from datakit.tally import Tally
 from datakit.worker import pack_block, read_message, read_result, write_message
-
-_ROOT: Final = str(Path(__file__).resolve().parent.parent)
-# -P and append: a file named json.py in the user's folder must not be imported. pyarrow does without numpy, which takes
-# most of the time of its import and which no worker needs.
-_MAIN: Final = (
-    f"import sys; sys.path.append({_ROOT!r}); sys.modules['numpy'] = None; from datakit.worker import main; main()"
-)
-
-
-_PIPE: Final = 1 << 20 if sys.platform == "linux" else -1
 
 
 class _Died(Exception):
@@ -45,16 +33,7 @@ class _Worker:
     """One process and its pipe. Only one thread speaks to it at a time."""
 
     def __init__(self, plan: StepPlan | None) -> None:
-        command = [sys.executable, "-P", "-c", _MAIN]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pipesize=_PIPE,
-            bufsize=_PIPE,
-            start_new_session=True,
-        )
+        self.process = launch.take()
         self.plan: StepPlan | None = None
         if plan is not None:
             self.prepare(plan)

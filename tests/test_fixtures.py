@@ -20,6 +20,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 
+from datakit import checks
 from datakit import plan as plans
 from datakit.detection import detect_rows
 from datakit.formats import FORMATS
@@ -30,7 +31,7 @@ from datakit.reading.blocks import Block
 from datakit.reading.columnar import plain_rows
 from datakit.report import Report
 from datakit.run import ColumnsWanted, gather, judge
-from datakit.step import Result, StepPlan, convert_block, output_schema
+from datakit.step import Result, SourcePlan, StepPlan, convert_block, output_schema
 from datakit.worker import QUESTIONS
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -171,6 +172,44 @@ def test_bad_rows_and_only_they_are_refused(format: Format, tmp_path: Path) -> N
     assert ledger["rows_rejected"] == len(bad)
     assert ledger["rows_in"] == ledger["single"] + ledger["merged"] + len(bad) == len(good) + len(bad)
     assert outcome.report.exit_code == 0
+
+
+def places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place inside a value, as the keys and indexes that lead there."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*before, key)
+        yield from places(inner, (*before, key))
+
+
+def changed(value: Any, place: tuple[Any, ...], new: Any) -> Any:
+    if not place:
+        return new
+    copy = value.copy()
+    copy[place[0]] = changed(value[place[0]], place[1:], new)
+    return copy
+
+
+@every_format
+def test_no_value_anywhere_ends_the_run(format: Format) -> None:
+    """A row with one value changed to another type is converted or refused, whatever the value."""
+    junk: list[Any] = [None, True, -1, "", "x", [], {}, [["a"]], [{}], {"role": ["user"], "name": ["f"]}]
+    good = parsed(FIXTURES / format.name / "good.jsonl")
+    rows = [orjson.dumps(changed(row, place, new)) for row in good for place in places(row) for new in junk]
+    plan = StepPlan(
+        [SourcePlan("good.jsonl", format.name, numbering="line")],
+        format.layout.kind,
+        format.layout.form,
+        format.layout.conversational,
+        optional=["tools", "chat_template_kwargs", "images"],
+        severities=checks.severities(),
+    )
+    data = b"\n".join(rows) + b"\n"
+    result = convert_block(Block(0, 1, 0, len(data), data), plan)
+    result.tally.balance()
+    assert result.tally.rows_in == len(rows)
+    for reject in result.rejects:
+        assert reject["raw"].encode() == rows[reject["line"] - 1]
 
 
 @every_format

@@ -99,7 +99,9 @@ def test_a_map_for_conversations(tmp_path: Path) -> None:
 
 def test_a_map_for_pairs_of_texts(tmp_path: Path) -> None:
     map = toml(tmp_path, 'to = "preference"\n[columns]\nprompt = "q"\nchosen = "good"\nrejected = "bad"\n')
-    rows = converted(tmp_path, map, [{"q": "x", "good": " a", "bad": "b", "by": "me"}, {"q": "y", "good": "c", "bad": "d"}])
+    rows = converted(
+        tmp_path, map, [{"q": "x", "good": " a", "bad": "b", "by": "me"}, {"q": "y", "good": "c", "bad": "d"}]
+    )
     assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == [("x", " a", "b"), ("y", "c", "d")]
     assert [row["dk_meta"] for row in rows] == [{"by": "me"}, None]
 
@@ -183,7 +185,10 @@ def test_a_map_for_rankings(tmp_path: Path) -> None:
 
 def test_a_key_with_a_dot_in_its_name_wins(tmp_path: Path) -> None:
     format = mapping.load(toml(tmp_path, 'to = "sft:text"\n[columns]\ntext = "a.b"\n'))
-    assert read(format, {"a.b": "whole", "a": {"b": "inner", "c": 1}}) == ({"text": "whole"}, {"a": {"b": "inner", "c": 1}})
+    assert read(format, {"a.b": "whole", "a": {"b": "inner", "c": 1}}) == (
+        {"text": "whole"},
+        {"a": {"b": "inner", "c": 1}},
+    )
     assert read(format, {"a": {"b": "inner", "c": 1}}) == ({"text": "inner"}, {"a": {"c": 1}})
     assert read(format, {"a": {"b": "inner"}}) == ({"text": "inner"}, {})
 
@@ -296,9 +301,17 @@ PAIR = 'to = "preference"\n[columns]\nuser = "q"\nfirst = "a"\nsecond = "b"\nwin
         ("to = 3\n" + SFT, "no such kind and form: 3", "sft:messages"),
         ('to = "sft"\n[columns]\nuser = "q"\n', "must name messages or assistant + user for sft:messages", ""),
         ('to = "sft:text"\n' + SFT, "must name text for sft:text", ""),
-        ('to = "kto"\n[columns]\nlabel = "l"\n', "must name completion + label or label + messages for kto:messages", ""),
+        (
+            'to = "kto"\n[columns]\nlabel = "l"\n',
+            "must name completion + label or label + messages for kto:messages",
+            "",
+        ),
         ('to = "kto"\n[columns]\nlabel = "l"\ncompletion = "a"\n', "must name prompt or messages or user", ""),
-        ('to = "kto:strings"\n[columns]\nlabel = "l"\ncompletion = "a"\nuser = "q"\n', "must name prompt for kto:str", ""),
+        (
+            'to = "kto:strings"\n[columns]\nlabel = "l"\ncompletion = "a"\nuser = "q"\n',
+            "must name prompt for kto:str",
+            "",
+        ),
         ('to = "preference"\n[columns]\nchosen = "c"\n', "must name chosen + rejected or first + second + winner", ""),
         ('to = "preference"\n[columns]\nchosen = "c"\nrejected = "r"\n', "must name prompt", "preference:implicit"),
         ('to = "ranked"\n[columns]\ncompletions = "c"\nprompt = "q"\n', "must name completions + scores", ""),
@@ -359,7 +372,14 @@ def test_alpaca_by_default(tmp_path: Path) -> None:
 def test_alpaca_with_columns_has_no_others(tmp_path: Path) -> None:
     entry = {"columns": {"prompt": "input", "response": "target", "system": "sys", "history": "before"}}
     format = mapping.load(info(tmp_path, mine=entry) + ":mine")
-    row = {"input": "b", "target": "B", "sys": "s", "before": [["a", "A"]], "output": "not taken", "instruction": "nor this"}
+    row = {
+        "input": "b",
+        "target": "B",
+        "sys": "s",
+        "before": [["a", "A"]],
+        "output": "not taken",
+        "instruction": "nor this",
+    }
     record, rest = read(format, row)
     assert record["messages"] == [
         turn("system", "s"),
@@ -387,7 +407,13 @@ def test_sharegpt_by_default(tmp_path: Path) -> None:
 
 
 def test_sharegpt_with_tags(tmp_path: Path) -> None:
-    tags = {"role_tag": "wer", "content_tag": "was", "user_tag": "Frage", "assistant_tag": "Antwort", "system_tag": "Regel"}
+    tags = {
+        "role_tag": "wer",
+        "content_tag": "was",
+        "user_tag": "Frage",
+        "assistant_tag": "Antwort",
+        "system_tag": "Regel",
+    }
     tags |= {"observation_tag": "Ergebnis", "function_tag": "Aufruf"}
     entry = {"formatting": "sharegpt", "columns": {"messages": "verlauf"}, "tags": tags}
     format = mapping.load(info(tmp_path, mine=entry) + ":mine")
@@ -425,7 +451,10 @@ def test_kto_tags(tmp_path: Path) -> None:
     plain = {"columns": {"prompt": "prompt", "response": "completion", "kto_tag": "label"}}
     path = info(tmp_path, chat=chat, plain=plain)
     wanted = {"prompt": [turn("user", "q")], "completion": [turn("assistant", "a")], "label": False}
-    assert read(mapping.load(f"{path}:chat"), {"messages": [turn("user", "q"), turn("assistant", "a")], "label": False})[0] == wanted
+    assert (
+        read(mapping.load(f"{path}:chat"), {"messages": [turn("user", "q"), turn("assistant", "a")], "label": False})[0]
+        == wanted
+    )
     assert read(mapping.load(f"{path}:plain"), {"prompt": "q", "completion": "a", "label": False})[0] == wanted
 
 

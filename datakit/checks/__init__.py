@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 from datakit.checks.content import CONTENT
@@ -26,6 +27,9 @@ from datakit.schema import Layout
 CHECKS: Final[Mapping[str, Check]] = {
     check.id: check for check in (*STRUCTURE, *TURNS, *TOOLS, *PREFERENCE, *KTO, *CONTENT)
 }
+
+ENOUGH: Final = 10
+"""Findings of one check about the roles of one conversation that are kept."""
 
 LETTER: Final = {"system": "s", "developer": "d", "user": "u", "assistant": "a", "tool": "t"}
 
@@ -53,7 +57,7 @@ def severities(changes: Mapping[str, str] | None = None) -> dict[str, str]:
         if severity not in (*SEVERITIES, "off"):
             raise UsageError(f"--severity {name}={severity}", f"A severity is one of {', '.join(SEVERITIES)}, off.")
         check = find(name)
-        if check.on == "read" and check.severity == "error" and severity != "error":
+        if (check.on == "read" or check.raised) and check.severity == "error" and severity != "error":
             raise UsageError(
                 f"--severity {name}={severity}", f"{check.id} rows cannot be carried on, so it stays an error."
             )
@@ -72,7 +76,9 @@ def _of(on: str, kind: str) -> tuple[Check, ...]:
 
 @lru_cache(maxsize=4096)
 def check_roles(roles: str, kind: str) -> tuple[tuple[str, int, str], ...]:
-    return tuple((check.id, index, note) for check in _of("roles", kind) for index, note in check.run(roles))
+    return tuple(
+        (check.id, index, note) for check in _of("roles", kind) for index, note in islice(check.run(roles), ENOUGH)
+    )
 
 
 def _scan(messages: list[Message]) -> tuple[str, list[int], bool]:
@@ -90,6 +96,11 @@ def _scan(messages: list[Message]) -> tuple[str, list[int], bool]:
     return roles, odd, tools
 
 
+@lru_cache(maxsize=32)
+def _message_columns(layout: Layout) -> tuple[str, ...]:
+    return tuple(column.name for column in layout.columns if column.type == "messages")
+
+
 def _conversations(layout: Layout, record: Mapping[str, Any]) -> list[list[tuple[str, list[Message]]]]:
     """The conversations of a row, each as (column, messages) pieces in order."""
     if not layout.conversational:
@@ -100,8 +111,7 @@ def _conversations(layout: Layout, record: Mapping[str, Any]) -> list[list[tuple
     if layout.kind == "ranked":
         prompt = [("prompt", record["prompt"])]
         return [[*prompt, (f"completions[{i}]", answer)] for i, answer in enumerate(record["completions"])]
-    columns = [column.name for column in layout.columns if column.type == "messages"]
-    return [[(column, record[column]) for column in columns]]
+    return [[(column, record[column]) for column in _message_columns(layout)]]
 
 
 def check_row(layout: Layout, record: Mapping[str, Any], rest: Mapping[str, Any], notes: list[Finding]) -> None:
@@ -115,12 +125,15 @@ def check_row(layout: Layout, record: Mapping[str, Any], rest: Mapping[str, Any]
     kind = layout.kind
     tools = record.get("tools")
     looked_at: set[int] = set()  # messages of a prompt that two answers share
+    said: set[Finding] = set()  # about such messages
     any_odd = False
     for pieces in _conversations(layout, record):
         messages = pieces[0][1] if len(pieces) == 1 else [message for _, piece in pieces for message in piece]
         roles, odd, has_tools = _scan(messages)
+        if not roles:
+            _add(notes, said, Finding("DK106", pieces[0][0], "no messages"))
         for check_id, index, note in check_roles(roles, kind):
-            _add(notes, Finding(check_id, "" if index < 0 else _path(pieces, index), note))
+            _add(notes, said, Finding(check_id, "" if index < 0 else _path(pieces, index), note))
         any_odd = any_odd or bool(odd)
         for index in odd:
             message = messages[index]
@@ -133,8 +146,11 @@ def check_row(layout: Layout, record: Mapping[str, Any], rest: Mapping[str, Any]
         if tools or has_tools:
             for check in _of("tools", kind):
                 for tail, note in check.run(tools, messages):
-                    _add(notes, Finding(check.id, tail if tail.startswith("tools") else _joined(pieces, tail), note))
+                    path = tail if tail.startswith("tools") else _joined(pieces, tail)
+                    _add(notes, said, Finding(check.id, path, note))
     run = _of("row", kind)
+    if not layout.conversational:
+        run += _of("texts", kind)
     if any_odd:
         run += _of("odd", kind)
     if "images" in record or (rest and not MEDIA.isdisjoint(rest)):
@@ -144,9 +160,10 @@ def check_row(layout: Layout, record: Mapping[str, Any], rest: Mapping[str, Any]
             notes.append(Finding(check.id, path, note))
 
 
-def _add(notes: list[Finding], finding: Finding) -> None:
+def _add(notes: list[Finding], said: set[Finding], finding: Finding) -> None:
     """Add a finding that two conversations of one row may share."""
-    if finding not in notes:
+    if finding not in said:
+        said.add(finding)
         notes.append(finding)
 
 

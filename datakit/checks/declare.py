@@ -7,6 +7,7 @@
     message   one message that is more than a role and a plain text
     tools     tool definitions and calls; only where a row has some
     row       the trainer columns of one row
+    texts     the same, but only where they are texts or tokens instead of messages
     odd       the same, but only where a message is more than a role and a plain text
     media     the same, but only where the row has images, audio or video
     set       the counts over all rows; such a finding rejects no row
@@ -26,7 +27,7 @@ Seen = Iterable[tuple[str, str]]
 """(path inside the thing looked at, what was found)"""
 
 Row = Mapping[str, Any]
-On = Literal["read", "roles", "message", "tools", "row", "odd", "media", "set"]
+On = Literal["read", "roles", "message", "tools", "row", "texts", "odd", "media", "set"]
 
 RolesCheck = Callable[[str], Iterable[tuple[int, str]]]
 MessageCheck = Callable[[Message], Seen]

@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+import orjson
+
 from datakit.checks.declare import Check, Row, Seen
+from datakit.checks.turns import BLANK
 from datakit.findings import BadRow
 from datakit.formats.parse import common_prompt
 
@@ -35,15 +38,30 @@ def answer_text(value: Any) -> str:
 
 
 def equal_answers(record: Row, rest: Row) -> Seen:
-    if record["chosen"] == record["rejected"]:
-        yield "", "chosen and rejected are the same"
-    elif _plain(record) and answer_text(record["chosen"]).split() == answer_text(record["rejected"]).split():
+    chosen, rejected = record["chosen"], record["rejected"]
+    if chosen == rejected:
+        if isinstance(chosen, str) or _encoded(chosen) == _encoded(rejected):
+            yield "", "chosen and rejected are the same"
+        return
+    a, b = answer_text(chosen), answer_text(rejected)
+    if (
+        a.split(None, 8)[:8] == b.split(None, 8)[:8]
+        and a.split() == b.split()
+        and _in_words(chosen) == _in_words(rejected)
+    ):
         yield "", "chosen and rejected differ in white space only"
 
 
-def _plain(record: Row) -> bool:
-    sides = (record["chosen"], record["rejected"])
-    return not any(isinstance(s, list) and any("tool_calls" in m for m in s) for s in sides)
+def _encoded(side: Any) -> bytes:
+    """An answer as JSON; true and 1 are equal in Python and not in tool arguments."""
+    return orjson.dumps(side, option=orjson.OPT_SORT_KEYS)
+
+
+def _in_words(side: Any) -> Any:
+    """An answer with its texts cut into words."""
+    if isinstance(side, str):
+        return side.split()
+    return [{**m, "content": c.split() if isinstance(c := m.get("content"), str) else c} for m in side]
 
 
 def no_shared_prompt(record: Row, rest: Row) -> Seen:
@@ -56,8 +74,12 @@ def no_shared_prompt(record: Row, rest: Row) -> Seen:
 
 def empty_answer(record: Row, rest: Row) -> Seen:
     for side in ("chosen", "rejected", "completion"):
-        if isinstance(record.get(side), str) and not record[side].strip():
+        if side in record and not record[side].strip(BLANK):
             yield side, "an empty answer"
+    if "scores" in record:
+        for index, answer in enumerate(record["completions"]):
+            if not answer.strip(BLANK):
+                yield f"completions[{index}]", "an empty answer"
 
 
 def margin_inverted(record: Row, rest: Row) -> Seen:
@@ -78,8 +100,8 @@ LEAKS: Final[dict[str, Callable[[str], bool]]] = {
     "ends with white space": lambda t: t != t.rstrip(),
     "begins with white space": lambda t: t != t.lstrip(),
     "has a code fence": lambda t: "```" in t,
-    "has a list": lambda t: re.search(r"^\s*([-*]|\d+\.) ", t, re.M) is not None,
-    "has a heading": lambda t: re.search(r"^#{1,4} ", t, re.M) is not None,
+    "has a list": lambda t: re.search(r"\n[ \t]*([-*]|\d+\.) ", "\n" + t) is not None,
+    "has a heading": lambda t: re.search(r"\n#{1,4} ", "\n" + t) is not None,
     "has an end token": lambda t: re.search(r"<\|(im_end|endoftext|eot_id)\|>|</s>", t) is not None,
     "refuses": lambda t: re.match(r"\s*(I'm sorry|I am sorry|Sorry|I can(no|')t|As an AI)", t) is not None,
 }
@@ -122,12 +144,12 @@ def format_leak(counts: Counter[str]) -> list[str]:
 PREFERENCE: Final = (
     Check("DK401", "chosen-equals-rejected", "error", "Chosen and rejected differ.", "Remove the pair; it has no signal.", "row", equal_answers, PAIRS),
     Check("DK402", "prompt-mismatch", "error", "Both answers follow the prompt of the row.", "Correct the prompt column, or drop it and convert with --format dpo-implicit."),
-    Check("DK403", "no-shared-prompt", "error", "Two whole conversations share their prompt.", "Remove the pair; the two answer different questions.", "row", no_shared_prompt, PAIRS),
-    Check("DK404", "conflicting-preference", "warning", "No two rows prefer opposite answers to one prompt.", "Decide which of the two holds.", "set"),
+    Check("DK403", "no-shared-prompt", "error", "Two whole conversations share their prompt.", "Remove the pair; the two answer different questions.", "row", no_shared_prompt, PAIRS, raised=True),
+    Check("DK404", "conflicting-preference", "warning", "No two rows prefer opposite answers to one prompt.", "Decide which of the two holds.", "set", kinds=PAIRS),
     Check("DK405", "margin-inverted", "warning", "The chosen answer has the higher score.", "Look whether the columns are swapped.", "row", margin_inverted, PAIRS),
-    Check("DK406", "length-bias", "warning", "Length alone does not tell which answer is chosen.", "Balance the pairs, or expect longer answers.", "set"),
+    Check("DK406", "length-bias", "warning", "Length alone does not tell which answer is chosen.", "Balance the pairs, or expect longer answers.", "set", kinds=PAIRS),
     Check("DK407", "prefix-answer", "warning", "No answer is the beginning of the other.", "Look whether one was cut off.", "row", prefix_answer, PAIRS),
-    Check("DK408", "format-leak", "warning", "No trivial mark tells which answer is chosen.", "Clean the mark from both sides.", "set"),
+    Check("DK408", "format-leak", "warning", "No trivial mark tells which answer is chosen.", "Clean the mark from both sides.", "set", kinds=PAIRS),
     Check("DK410", "tie", "warning", "One of two compared answers wins. A tie has no pair; it goes to rejects/ and is counted.", "Nothing; a tie holds no preference."),
-    Check("DK411", "empty-answer", "error", "An answer has a text.", "Remove the row.", "row", empty_answer, ("preference", "kto")),
+    Check("DK411", "empty-answer", "error", "An answer has a text.", "Remove the row.", "texts", empty_answer, ("sft", "preference", "kto", "ranked")),
 )  # fmt: skip

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
-from datakit.checks.declare import Check, Row
+from datakit.checks.declare import Check, Row, Seen
+from datakit.checks.turns import BLANK
 
+ANSWERS: Final = frozenset({"completion", "completions", "chosen"})
 MEDIA: Final = frozenset({"audios", "audio", "videos", "video"})
 
 
-def media_counts(record: Row, rest: Row) -> Iterator[tuple[str, str]]:
+def empty_record(record: Row, rest: Row) -> Seen:
+    for name, value in record.items():
+        if name in ("text", "input_ids") or (name == "prompt" and record.keys().isdisjoint(ANSWERS)):
+            if not (value.strip(BLANK) if isinstance(value, str) else value):
+                yield name, "there is nothing in it"
+
+
+def media_counts(record: Row, rest: Row) -> Seen:
     images = record.get("images")
     if not images:
         return
-    messages = [m for value in record.values() if isinstance(value, list) for m in value if isinstance(m, dict)]
-    places = sum(_places(m.get("content")) for m in messages)
+    # one conversation: a rejected answer has the same prompt
+    values = [record.get(name) or () for name in ("messages", "prompt", "chosen", "completion")]
+    contents = [[v] if isinstance(v, str) else [message.get("content") for message in v] for v in values]
+    places = sum(_places(content) for each in contents for content in each)
     if places and places != len(images):
         yield "images", f"{places} image placeholders for {len(images)} images"
 
@@ -28,7 +38,7 @@ def _places(content: Any) -> int:
     return 0
 
 
-def media_left(record: Row, rest: Row) -> Iterator[tuple[str, str]]:
+def media_left(record: Row, rest: Row) -> Seen:
     for name in sorted(MEDIA):
         if rest.get(name):
             yield name, "kept in dk_meta; no trainer column carries it"
@@ -40,7 +50,7 @@ STRUCTURE: Final = (
     Check("DK103", "column-missing", "error", "The columns that the format needs are present.", "Add the column, or name another with --format or --map."),
     Check("DK104", "type-mismatch", "error", "Every value has the type that its column needs.", "Repair the value; the path says which."),
     Check("DK105", "format-drift", "warning", "All rows of a file have one format.", "Split the file by format if the rows should not be mixed."),
-    Check("DK106", "empty-record", "error", "A row has content.", "Remove the row."),
+    Check("DK106", "empty-record", "error", "A row has content.", "Remove the row.", "texts", empty_record, raised=True),
     Check("DK107", "unknown-keys", "note", "Keys that no column takes are kept in dk_meta.", "Nothing, or map them with --map."),
     Check("DK108", "duplicate-json-key", "error", "No object has the same key twice; parsers disagree on which one counts.", "Keep one of the two."),
     Check("DK109", "nonfinite-number", "error", "Numbers are finite; NaN and Infinity are not JSON.", "Write null or a number."),

@@ -136,25 +136,24 @@ def ids_repeated(tools: Tools, messages: list[Message]) -> Seen:
 
 def _pairing(messages: list[Message]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Results without a call before them, and calls without a result before the next user turn."""
-    open_calls: list[tuple[str, str]] = []  # id and path; an id may be open twice
+    open_calls: dict[str, list[str]] = {}  # id -> paths; calls at the same time may share an id
     orphans: list[tuple[str, str]] = []
-    unanswered: list[tuple[str, str]] = []
+    unanswered: list[tuple[str, list[str]]] = []
     for index, message in enumerate(messages):
         if message["role"] == "tool":
             id = message.get("tool_call_id")
-            at = next((at for at, (open_id, _) in enumerate(open_calls) if open_id == id), None)
-            if at is None:
-                orphans.append((f"[{index}]", f"a tool result for {shown(id)}, which no open call has"))
+            if paths := open_calls.get(id or ""):
+                paths.pop(0)
             else:
-                del open_calls[at]
+                orphans.append((f"[{index}]", f"a tool result for {shown(id)}, which no open call has"))
         elif message["role"] == "user":
-            unanswered += open_calls
-            open_calls = []
+            unanswered += open_calls.items()
+            open_calls = {}
         for at, call in enumerate(message.get("tool_calls") or ()):
-            open_calls.append((call["id"], f"[{index}].tool_calls[{at}]"))
+            open_calls.setdefault(call["id"], []).append(f"[{index}].tool_calls[{at}]")
     if messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
-        unanswered += open_calls
-    return orphans, [(path, f"the call {shown(id)} has no result") for id, path in unanswered]
+        unanswered += open_calls.items()
+    return orphans, [(path, f"the call {shown(id)} has no result") for id, paths in unanswered for path in paths]
 
 
 def orphan_results(tools: Tools, messages: list[Message]) -> Seen:

@@ -11,7 +11,9 @@ from datakit.messages import Message
 
 CHATS: Final = ("sft", "preference", "kto", "trajectory")
 
-BLANK: Final = " \t\r\n\v\f\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff\u3000"
+BLANK: Final = "".join(map(chr, (*range(9, 14), *range(28, 33), 0x85, 0xA0, 0xAD, 0x1680, 0x180E, *range(0x2000, 0x2010),
+                                 0x2028, 0x2029, 0x202F, *range(0x205F, 0x2065), 0x2800, 0x3000, 0x3164, 0xFEFF)))  # fmt: skip
+"""White space, and characters that show nothing."""
 
 
 def last_not_assistant(roles: str) -> Iterator[tuple[int, str]]:
@@ -31,8 +33,8 @@ def system_misplaced(roles: str) -> Iterator[tuple[int, str]]:
 
 
 def same_role_twice(roles: str) -> Iterator[tuple[int, str]]:
-    for match in re.finditer("uu|aa", roles):
-        yield match.start() + 1, "the role of the turn before again"
+    for match in re.finditer("(?<=u)u|(?<=a)a", roles):
+        yield match.start(), "the role of the turn before again"
 
 
 def assistant_first(roles: str) -> Iterator[tuple[int, str]]:
@@ -77,9 +79,10 @@ def weight_elsewhere(message: Message) -> Seen:
 
 
 def nothing_weighted(record: Row, rest: Row) -> Seen:
-    answers = [m for m in record.get("messages", ()) if m["role"] == "assistant"]
+    column = "messages" if "messages" in record else "completion"
+    answers = [m for m in record[column] if m["role"] == "assistant"]
     if answers and all(m.get("weight") == 0 for m in answers):
-        yield "messages", "every assistant turn has weight 0, so nothing is trained"
+        yield column, "every assistant turn has weight 0, so nothing is trained"
 
 
 def reasoning_inconsistent(message: Message) -> Seen:
@@ -89,6 +92,8 @@ def reasoning_inconsistent(message: Message) -> Seen:
     opened, closed = content.count("<think>"), content.count("</think>")
     if opened != closed:
         yield ".content", f"{opened} <think> and {closed} </think>"
+    elif opened and content.index("</think>") < content.index("<think>"):
+        yield ".content", "</think> before <think>"
     elif opened and message.get("reasoning_content"):
         yield ".content", "reasoning both in the text and in reasoning_content"
     elif opened and not content.rpartition("</think>")[2].strip(BLANK) and "tool_calls" not in message:
@@ -98,13 +103,13 @@ def reasoning_inconsistent(message: Message) -> Seen:
 TURNS: Final = (
     Check("DK201", "role-unknown", "error", "Every role is one that the format knows.", "Add the word under [roles] in a --map file."),
     Check("DK202", "last-not-assistant", "warning", "A conversation ends on an assistant turn.", "Nothing if it is meant; the last turn is only not trained.", "roles", last_not_assistant, ("sft", "trajectory")),
-    Check("DK203", "no-assistant", "error", "A conversation has an assistant turn to train.", "Remove the row, or convert --to prompt.", "roles", no_assistant, CHATS),
+    Check("DK203", "no-assistant", "error", "A conversation has an assistant turn to train.", "Remove the row, or convert --to prompt.", "roles", no_assistant, CHATS, raised=True),
     Check("DK204", "system-misplaced", "warning", "A system message stands at the start, once.", "Some chat templates refuse such rows; move the text into a user turn.", "roles", system_misplaced),
     Check("DK205", "consecutive-same-role", "warning", "User and assistant turns alternate.", "Some chat templates refuse such rows; merge the turns.", "roles", same_role_twice),
     Check("DK206", "assistant-first", "warning", "The first turn is not the assistant's.", "Some chat templates refuse such rows; add the question.", "roles", assistant_first),
-    Check("DK207", "empty-turn", "error", "A user or assistant turn has a text, a call or an image.", "Fill or remove the turn.", "message", empty_turn),
+    Check("DK207", "empty-turn", "error", "A user or assistant turn has a text, a call or an image.", "Fill or remove the turn.", "message", empty_turn, raised=True),
     Check("DK208", "turn-count-outlier", "note", "A conversation has at most 500 turns.", "Look whether conversations were joined by mistake.", "roles", many_turns),
-    Check("DK209", "weight-invalid", "error", "A weight is a number between 0 and 1.", "Repair the weight.", "message", weight_invalid),
+    Check("DK209", "weight-invalid", "error", "A weight is a number between 0 and 1.", "Repair the weight.", "message", weight_invalid, raised=True),
     Check("DK210", "reasoning-inconsistent", "warning", "<think> is closed, and an answer follows it.", "Repair the text, or bring it to one form with --reasoning.", "message", reasoning_inconsistent),
     Check("DK211", "system-conflict", "error", "A system column and a first system message agree.", "Remove one of the two."),
     Check("DK212", "empty-system", "warning", "A system message has a text.", "Remove the message.", "message", empty_system),

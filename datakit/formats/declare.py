@@ -102,8 +102,16 @@ class Format:
         return frozenset(self.columns.values())
 
     @cached_property
-    def dotted(self) -> bool:
-        return any("." in path for path in self.taken)
+    def slot_of(self) -> Mapping[str, str]:
+        """Column -> slot, where every slot has a plain column of its own; empty otherwise."""
+        if any("." in path for path in self.taken) or len(self.taken) < len(self.columns):
+            return {}
+        return {column: slot for slot, column in self.columns.items()}
+
+    @cached_property
+    def starts(self) -> tuple[str, ...]:
+        """The slots of the context that a row must fill."""
+        return tuple(slot for slot in ("messages", "prompt", "user") if slot in self.columns)
 
     @cached_property
     def copies(self) -> tuple[str, ...]:

@@ -21,19 +21,25 @@ def normalise(format: Format, row: Row, context: Context) -> tuple[Record, Row]:
     Raises:
         BadRow: the row does not fit its format.
     """
+    slots: Row
     if format.parse is not None:
         slots, taken = format.parse(row, context)
-        dotted = False
-    else:
-        slots, taken, dotted = {}, format.taken, format.dotted
-        for slot, path in format.columns.items():
-            value = look(row, path)[1] if dotted else row.get(path)
-            if value is not None:
+        rest = leftover(row, taken)
+    elif format.slot_of:
+        slots, rest, slot_of = {}, {}, format.slot_of
+        for column, value in row.items():
+            slot = slot_of.get(column)
+            if slot is None:
+                rest[column] = value
+            elif value is not None:
                 slots[slot] = value
+    else:
+        found = {slot: look(row, path)[1] for slot, path in format.columns.items()}
+        slots = {slot: value for slot, value in found.items() if value is not None}
+        rest = leftover(row, format.taken)
     record = BUILDERS[format.layout.kind](format, slots, context)
     if "tools" in slots or "images" in slots or "chat_template_kwargs" in slots:
         _carry(slots, record)
-    rest = leftover(row, taken) if dotted or not taken.issuperset(row) else {}
     if format.copies:
         _check_copies(format, slots, record, rest)
     if context.left:
@@ -60,10 +66,12 @@ def _some_text(format: Format, slots: Slots, slot: str) -> str:
 
 def _context_messages(format: Format, slots: Slots, context: Context) -> list[Message]:
     """The system text, history, turns and user text, as far as the row has them."""
-    for slot in ("messages", "prompt", "user"):
-        if slot in (slots if format.parse else format.columns) and slots.get(slot) is None:
-            raise BadRow("DK103", format.columns.get(slot, slot), "missing or null")
     messages: list[Message] = []
+    if len(slots) == 1 and "messages" in slots and format.starts == ("messages",):  # most conversations
+        return read_messages(slots["messages"], format.turn, context, format.columns["messages"])
+    for slot in ("messages", "prompt", "user") if format.parse else format.starts:
+        if slots.get(slot) is None and (slot in slots or not format.parse):
+            raise BadRow("DK103", format.columns.get(slot, slot), "missing or null")
     if isinstance(turns := slots.get("messages"), list):
         messages = read_messages(turns, format.turn, context, format.columns.get("messages", "messages"))
     elif "messages" in slots:

@@ -91,7 +91,7 @@ def arena(row: Row, context: Context) -> Parsed:
 
 
 _APIBENCH: Final = (
-    re.compile(r"\{'Instruction': (?P<user>.*?), 'Output': (?P<answer>.*)\}\s*", re.S),
+    re.compile(r"\{'Instruction': (?P<user>.*?), 'Output': ?(?P<answer>.*)\}\s*", re.S),
     re.compile(r"###\s*Instruction:\s?(?P<user>.*?)\n###\s*Output:\s?(?P<answer>.*)", re.S),
 )
 

@@ -9,6 +9,9 @@ MiB: Final = 1 << 20
 BLOCK: Final = 4 * MiB
 """Decoded bytes of a block: the unit of parallel work, and one row group of a shard."""
 
+SHARD_SIZE: Final = "256MiB"
+"""Decoded bytes of a shard, unless asked for otherwise."""
+
 CHUNK: Final = 1 * MiB
 """Bytes read from a file at once."""
 

@@ -1,0 +1,51 @@
+"""Worker processes: how one is started, and starting some ahead of time.
+
+A worker takes a sixth of a second until it can work. The command line starts its workers before it imports what it
+needs itself, so that both happen at once; the pool then takes those that wait.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = str(Path(__file__).resolve().parent.parent)
+_PIPE: Final = 1 << 20 if sys.platform == "linux" else -1
+
+# -P and append: a file named json.py in the user's folder must not be imported. pyarrow does without numpy, which takes
+# most of the time of its import and which no worker needs.
+_MAIN: Final = (
+    f"import sys; sys.path.append({_ROOT!r}); sys.modules['numpy'] = None; from datakit.worker import main; main()"
+)
+
+_waiting: list[subprocess.Popen[bytes]] = []
+
+
+def workers(count: int | None) -> int:
+    """How many processes to use: as asked for, else one per core and at most eight."""
+    return count or min(os.cpu_count() or 1, 8)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _MAIN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pipesize=_PIPE,
+        bufsize=1 << 20,
+        start_new_session=True,
+    )
+
+
+def start_ahead(count: int) -> None:
+    """Start processes that `take` will give out. They end with this process, taken or not."""
+    _waiting.extend(_start() for _ in range(count))
+
+
+def take() -> subprocess.Popen[bytes]:
+    """A worker process, one that waits if there is one."""
+    return _waiting.pop() if _waiting else _start()

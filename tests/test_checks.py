@@ -1,0 +1,427 @@
+"""Every check, against rows that must show it and rows as close to those as possible that must not.
+
+`fixtures/checks/ID.json` holds
+
+    format       what the rows are read as; "auto" detects it, for checks that look at whole files
+    hit, clean   raw rows; for a check about the whole set, one set each
+    hit_lines, clean_lines, hit_base64
+                 the same as texts and as bytes, for rows that are no JSON objects
+    paths        where each hit is to be seen; left out where that is the row as a whole
+    to, reasoning, others
+                 the options of that name; `others` are formats for rows that drift
+    as           "parquet" for rows of a Parquet file, "killed worker" for a worker that dies on them
+
+In any list `{"repeat": N, "row": X}` stands for N times X with its number in place of `{i}`, and a line may be a list of
+`[text, times]`.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import datakit
+from datakit import api, checks
+from datakit.checks import CHECKS
+from datakit.checks.content import CONTENT
+from datakit.checks.kto import KTO
+from datakit.checks.preference import PREFERENCE
+from datakit.checks.structure import STRUCTURE
+from datakit.checks.tools import TOOLS
+from datakit.checks.turns import TURNS
+from datakit.errors import UsageError
+from datakit.findings import SEVERITIES
+from datakit.formats import FORMATS
+from datakit.reading.blocks import line_blocks
+from datakit.report import Summary, summarise
+from datakit.schema import layout
+from datakit.step import Result, SourcePlan, StepPlan, convert_block
+from datakit.workers import Pool
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "fixtures" / "checks"
+
+OF_FILES = ("DK118", "DK119", "DK311")
+BESIDE = (*OF_FILES, "DK107", "DK901", "DK909")
+"""Seen when a row is already kept, or in a file as a whole; such a finding fails a run and rejects no row."""
+
+ROWS = [id for id, check in CHECKS.items() if check.on != "set" and id not in ("DK121", "DK311")]
+SETS = [id for id, check in CHECKS.items() if check.on == "set"]
+
+
+def expanded(value: Any) -> Any:
+    """`{"repeat": N, "row": X}` as N rows."""
+    if isinstance(value, dict):
+        return {key: expanded(inner) for key, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    made: list[Any] = []
+    for inner in value:
+        if isinstance(inner, dict) and inner.keys() == {"repeat", "row"}:
+            text = json.dumps(inner["row"])
+            made += [json.loads(text.replace("{i}", str(number))) for number in range(inner["repeat"])]
+        else:
+            made.append(expanded(inner))
+    return made
+
+
+@cache
+def case(id: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((FOLDER / f"{id}.json").read_text("utf-8"))
+    return value
+
+
+def raw_rows(id: str, which: str) -> list[bytes]:
+    """The hits or the clean rows of a check as lines."""
+    own = case(id)
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in expanded(own.get(which, []))]
+    for line in own.get(f"{which}_lines", []):
+        text = line if isinstance(line, str) else "".join(text * times for text, times in line)
+        lines.append(text.encode())
+    return lines + [base64.b64decode(data) for data in own.get(f"{which}_base64", [])]
+
+
+def plan(id: str, changes: dict[str, str] | None = None, encode: bool = False) -> StepPlan:
+    own = case(id)
+    format = FORMATS[own["format"]]
+    target = layout(*own["to"].split(":")) if "to" in own else format.layout
+    return StepPlan(
+        [SourcePlan("rows.jsonl", format.name, own.get("others", ()), "line")],
+        target.kind,
+        target.form,
+        target.conversational,
+        reasoning=own.get("reasoning", "keep"),
+        severities=checks.severities(changes),
+        encode=encode,
+    )
+
+
+def judged(id: str, raw: bytes, changes: dict[str, str] | None = None) -> tuple[dict[str, Summary], Result]:
+    """The findings of one row, and what became of it."""
+    (block,) = line_blocks([raw], 0, "rows.jsonl")
+    result = convert_block(block, plan(id, changes))
+    result.tally.balance()
+    severities = checks.severities(changes)
+    return {summary.id: summary for summary in summarise(result.tally, severities, [])}, result
+
+
+def told(id: str, which: str) -> list[Any]:
+    return [pytest.param(id, number, id=f"{id}-{number}") for number in range(len(raw_rows(id, which)))]
+
+
+def of_rows(which: str) -> list[Any]:
+    return [param for id in ROWS if (FOLDER / f"{id}.json").is_file() for param in told(id, which)]
+
+
+# ---------------------------------------------------------------- the fixtures
+
+
+@pytest.mark.parametrize("id", CHECKS)
+def test_every_check_has_hits_and_clean_rows(id: str) -> None:
+    assert (FOLDER / f"{id}.json").is_file(), f"write fixtures/checks/{id}.json; see tests/test_checks.py"
+    assert raw_rows(id, "hit")
+    assert raw_rows(id, "clean")
+    assert len(case(id).get("paths", raw_rows(id, "hit"))) == len(raw_rows(id, "hit"))
+
+
+def test_there_is_no_fixture_without_a_check() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == set(CHECKS)
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize(("id", "number"), of_rows("hit"))
+def test_hit(id: str, number: int) -> None:
+    found, result = judged(id, raw_rows(id, "hit")[number])
+    assert id in found
+    seen, check = found[id], CHECKS[id]
+    assert (seen.severity, seen.name, seen.count) == (check.severity, check.name, 1)
+    place = seen.first[0]
+    assert (place["source"], place["row"]) == ("rows.jsonl", 1)
+    assert place["path"] == case(id).get("paths", [""] * 99)[number]
+    assert 0 < len(place["note"]) < 300
+    if check.severity == "error" or id == "DK410":
+        (reject,) = result.rejects
+        assert (reject["rule"], reject["name"], reject["path"]) == (id, check.name, place["path"])
+        assert result.tally.rejected == {id: 1}
+    else:
+        assert result.rejects == []
+        assert result.tally.rows_out == 1
+
+
+@pytest.mark.parametrize(("id", "number"), of_rows("clean"))
+def test_clean(id: str, number: int) -> None:
+    found, result = judged(id, raw_rows(id, "clean")[number])
+    assert id not in found
+    assert result.rejects == []
+    assert result.tally.rows_out == 1
+
+
+CHANGEABLE = [
+    id for id in ROWS if not (CHECKS[id].severity == "error" and (CHECKS[id].on == "read" or CHECKS[id].raised))
+]
+
+
+@pytest.mark.parametrize("id", CHANGEABLE)
+def test_a_check_of_rows_raised_lowered_and_silenced(id: str) -> None:
+    for raw in raw_rows(id, "hit"):
+        found, result = judged(id, raw, {id: "error"})
+        assert found[id].severity == "error"
+        assert [reject["rule"] for reject in result.rejects] == ([] if id in BESIDE else [id])
+        for severity in ("warning", "note"):
+            found, result = judged(id, raw, {CHECKS[id].name: severity})
+            assert found[id].severity == severity
+            assert (result.rejects == []) == (id != "DK410")
+        found, result = judged(id, raw, {id: "off"})
+        assert id not in found
+        assert (result.rejects == []) == (id != "DK410")
+
+
+def test_all_hits_in_one_file(tmp_path: Path) -> None:
+    """The lines that are read as they are; each is rejected by its own rule, and the others go on."""
+    ids = [id for id in ROWS if CHECKS[id].severity == "error" and case(id)["format"] == "openai" and "to" not in case(id)]
+    lines = [(id, raw) for id in ids for raw in raw_rows(id, "hit")]
+    good = [raw for id in ids for raw in raw_rows(id, "clean")]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([*good, *(raw for _, raw in lines)]))
+    report = datakit.validate(path, format="openai", workers=1)
+    assert report.rejected == {id: sum(one == id for one, _ in lines) for id in sorted(ids)}
+    assert report.rows_rejected == len(lines)
+    assert report.rows_out == len(good)
+    assert report.exit_code == 1
+    assert all(summary.count >= report.rejected[summary.id] for summary in report.errors())
+
+
+# ---------------------------------------------------------------- files
+
+
+def as_parquet(folder: Path, id: str, which: str) -> Iterator[str]:
+    for number, row in enumerate(expanded(case(id)[which])):
+        path = folder / f"{which}-{number}.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), path)
+        yield str(path)
+
+
+def test_structs_in_parquet(tmp_path: Path) -> None:
+    for which in ("hit", "clean"):
+        for path in as_parquet(tmp_path, "DK311", which):
+            report = datakit.validate(path, workers=1)
+            found = {summary.id: summary for summary in report.findings}
+            assert ("DK311" in found) == (which == "hit")
+            assert report.rows_rejected == 0
+            if which == "hit":
+                assert found["DK311"].severity == "note"
+                assert found["DK311"].first[0]["source"] == path
+
+
+def test_a_row_that_no_worker_survives() -> None:
+    own = plan("DK121")
+    with Pool(1) as pool:
+        for which in ("clean", "hit"):  # a worker that has served dies
+            for raw in raw_rows("DK121", which):
+                if which == "hit":
+                    pool._all[0].process.kill()
+                    pool._all[0].process.wait()
+                (block,) = line_blocks([raw], 0, "rows.jsonl")
+                (result,) = pool.run(block, own)
+                assert result.tally.rejected == ({"DK121": 1} if which == "hit" else {})
+                assert [reject["rule"] for reject in result.rejects] == list(result.tally.rejected)
+                result.tally.balance()
+
+
+# ---------------------------------------------------------------- the whole set
+
+
+def validated(folder: Path, id: str, which: str, **options: Any) -> tuple[dict[str, Summary], datakit.Report]:
+    path = folder / f"{which}.jsonl"
+    path.write_bytes(b"\n".join(raw_rows(id, which)))
+    format = case(id)["format"]
+    report = datakit.validate(path, format=None if format == "auto" else format, workers=1, **options)
+    return {summary.id: summary for summary in report.findings}, report
+
+
+@pytest.mark.parametrize("id", SETS)
+def test_a_set_with_the_finding(id: str, tmp_path: Path) -> None:
+    found, report = validated(tmp_path, id, "hit")
+    assert id in found
+    assert (found[id].severity, found[id].name) == (CHECKS[id].severity, CHECKS[id].name)
+    assert found[id].count >= 1
+    assert found[id].first[0]["note"]
+    assert report.rows_rejected == 0
+    assert report.exit_code == (id == "DK118")
+    assert CHECKS[id].kinds in ((), (report.kind,))
+
+
+@pytest.mark.parametrize("id", SETS)
+def test_a_set_without_the_finding(id: str, tmp_path: Path) -> None:
+    found, report = validated(tmp_path, id, "clean")
+    assert id not in found
+    assert report.rows_rejected == report.exit_code == 0
+
+
+@pytest.mark.parametrize("id", SETS)
+def test_a_check_of_the_set_raised_and_silenced(id: str, tmp_path: Path) -> None:
+    found, report = validated(tmp_path, id, "hit", severity={CHECKS[id].name: "error"})
+    assert found[id].severity == "error"
+    assert report.exit_code == 1
+    assert report.rows_rejected == 0
+    found, report = validated(tmp_path, id, "hit", severity={id: "off"}, fail_on="never")
+    assert id not in found
+
+
+# ---------------------------------------------------------------- severities
+
+
+@pytest.mark.parametrize("name", ["DK202", "dk202", "last-not-assistant", "Last-Not-Assistant"])
+@pytest.mark.parametrize("severity", [*SEVERITIES, "off"])
+def test_severities_change_by_id_and_name(name: str, severity: str) -> None:
+    changed = checks.severities({name: severity})
+    assert changed == {**checks.severities(), "DK202": severity}
+
+
+@pytest.mark.parametrize("changes", [{"DK999": "error"}, {"no-such-check": "off"}, {"": "note"}, {"DK20": "error"}])
+def test_unknown_checks_are_refused(changes: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="no check named") as caught:
+        checks.severities(changes)
+    assert "datakit checks" in caught.value.hint
+
+
+@pytest.mark.parametrize("severity", ["fatal", "Error", "", "info"])
+def test_unknown_severities_are_refused(severity: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        checks.severities({"DK202": severity})
+    assert "error, warning, note, off" in caught.value.hint
+
+
+def raised_ids() -> set[str]:
+    """What the program raises as BadRow, that is, where it cannot go on with a row."""
+    texts = [path.read_text("utf-8") for path in (ROOT / "datakit").rglob("*.py")]
+    return {id for text in texts for id in re.findall(r'BadRow\(\s*"(DK\d+)"', text)}
+
+
+@pytest.mark.parametrize("id", sorted(raised_ids()))
+def test_what_a_reader_cannot_carry_on_stays_an_error(id: str) -> None:
+    assert id in CHECKS
+    assert checks.severities({id: "error"})[id] == "error"
+    if CHECKS[id].severity != "error":
+        assert id == "DK410"  # a tie is set aside, and is no error
+        return
+    for severity in ("warning", "note", "off"):
+        for name in (id, CHECKS[id].name):
+            with pytest.raises(UsageError, match="--severity"):
+                checks.severities({name: severity})
+
+
+def test_the_readers_raise_what_they_should() -> None:
+    assert {"DK101", "DK104", "DK201", "DK203", "DK302", "DK711"} <= raised_ids()
+
+
+def test_a_wrong_severity_is_refused_by_the_verbs(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n')
+    for severity in ({"DK999": "error"}, {"DK202": "fatal"}, {"DK104": "warning"}):
+        with pytest.raises(UsageError):
+            datakit.validate(path, severity=severity)
+        with pytest.raises(UsageError):
+            datakit.convert(path, tmp_path / "out", severity=severity)
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def test_ids_and_names() -> None:
+    entries = api.list_checks()
+    assert [entry["id"] for entry in entries] == list(CHECKS)
+    assert len({entry["name"] for entry in entries}) == len(entries)
+    declared = (STRUCTURE, TURNS, TOOLS, PREFERENCE, KTO, CONTENT)
+    assert sum(map(len, declared)) == len(CHECKS)
+    for entry in entries:
+        assert re.fullmatch(r"DK\d{3}", entry["id"])
+        assert re.fullmatch(r"[a-z]+[0-9]*(-[a-z0-9]+)*", entry["name"])
+        assert entry["severity"] in SEVERITIES
+        assert entry["kinds"]
+        for text in (entry["rule"], entry["fix"]):
+            assert text[0].isupper() or text[0] in "<`"
+            assert text.endswith(".")
+            assert text == text.strip()
+
+
+@pytest.mark.parametrize("id", CHECKS)
+def test_explain(id: str) -> None:
+    entry = datakit.explain(id)
+    assert entry in api.list_checks()
+    assert entry["id"] == id
+    assert datakit.explain(entry["name"]) == datakit.explain(entry["name"].upper()) == datakit.explain(id.lower()) == entry
+
+
+def test_explain_refuses_what_there_is_not() -> None:
+    with pytest.raises(UsageError, match="no check named 'DK000'"):
+        datakit.explain("DK000")
+
+
+def test_a_check_has_a_function_or_a_reader() -> None:
+    for check in CHECKS.values():
+        assert (check.run is None) == (check.on in ("read", "set"))
+
+
+# ---------------------------------------------------------------- whatever a row holds
+
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["", " ", "user", "assistant", "tool", "<think>", "c1", "{}", "[]", "<image>", "é\n", "text"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "name", "id", "function", "x"]), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def nodes(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of everything inside a value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield value, key
+        yield from nodes(inner)
+
+
+FUZZED = [
+    (id, which, number)
+    for id in ROWS
+    if (FOLDER / f"{id}.json").is_file()
+    for which in ("hit", "clean")
+    for number in range(len(case(id).get(which, [])))
+    if id != "DK208"
+]
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(st.sampled_from(FUZZED), st.data())
+def test_a_row_with_anything_in_it_is_judged(which: tuple[str, str, int], data: st.DataObject) -> None:
+    """Any value in any place gives findings, never a crash, and the row is accounted for."""
+    id, side, number = which
+    row = json.loads(raw_rows(id, side)[number])
+    for _ in range(data.draw(st.integers(1, 2))):
+        places = list(nodes(row))
+        if not places:
+            break
+        container, key = data.draw(st.sampled_from(places))
+        container[key] = data.draw(junk)
+    (block,) = line_blocks([json.dumps(row).encode()], 0, "rows.jsonl")
+    result = convert_block(block, plan(id, encode=True))
+    result.tally.balance()
+    assert result.tally.rows_in == 1
+    assert len(result.rejects) + result.tally.rows_out >= 1
+    for summary in summarise(result.tally, checks.severities(), []):
+        assert summary.count == 1 or summary.id in ("DK901", "DK909")
