@@ -78,7 +78,10 @@ def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) ->
     for format in FORMATS.values():
         if not _considered(format, target, rows):
             continue
+        # a dialect that shows its marks somewhere is meant in all rows, also in those without
         points = [format.matches(row) for row in rows]
+        if format.marks:
+            points = [p and p - format.marked(row) + 1 for p, row in zip(points, rows, strict=True)]
         if any(points):
             scores[format.name] = points
     total = {name: sum(points) / max(1, len(rows)) for name, points in scores.items()}
@@ -114,13 +117,14 @@ def _considered(format: Format, target: Target | None, rows: Sequence[Row]) -> b
 
 def _for_drift(rest: Sequence[Row], winner: Format, target: Target | None) -> tuple[str, ...]:
     """Formats for the rows that the winner does not explain, if they come out in the same layout."""
-    names = Counter(
-        format.name
-        for row in rest
-        for format in FORMATS.values()
-        if format.layout == winner.layout and not format.on_request and not format.group and format.matches(row)
-    )
-    return tuple(name for name, _ in sorted(names.items(), key=lambda kv: (-kv[1], kv[0])))
+    points: Counter[str] = Counter()
+    for row in rest:
+        for format in FORMATS.values():
+            if format.layout != winner.layout or format.on_request or format.group or format is winner:
+                continue
+            if not format.marks or format.marked(row):
+                points[format.name] += format.matches(row)
+    return tuple(name for name, found in sorted(points.items(), key=lambda kv: (-kv[1], kv[0])) if found)
 
 
 def _evidence(format: Format, rows: Sequence[Row]) -> list[str]:

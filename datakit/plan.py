@@ -379,6 +379,7 @@ def extra_columns(
                 for key, value in leftover(row, format.taken).items():
                     values.setdefault(key, []).append(value)
     taken = TRAINER_NAMES | {c.name for c in chosen.columns}
+    taken -= {"label"} if chosen.kind == "prompt" else {"scores"} if chosen.kind == "trajectory" else set()
     side = {
         name: _common_type(seen)
         for name, seen in sorted(values.items())

@@ -364,8 +364,8 @@ def _decide(plan: Plan, seen: Seen, report: Report, findings: list[Summary]) -> 
     bad = bad_rows(tally, plan.step.severities)
     budget = Budget.parse(request.max_bad) if request.max_bad else None
     report.complete = not seen.stopped
-    of_rows = {id for id in tally.rejected if plan.step.severities[id] == "error"}
-    rest = [s for s in failing(findings, request.fail_on) if s.id not in of_rows]
+    # errors of rows are what `bad` counts; those about the whole set, and warnings where they fail, are judged here
+    rest = [s for s in failing(findings, request.fail_on) if s.severity != "error" or s.id not in tally.seen]
     if bad and budget is not None:
         if not budget.allows(bad, tally.rows_in) or seen.stopped:
             report.exit_code, report.verdict = 1, f"{bad} of {tally.rows_in} rows are bad, more than {budget} allowed"

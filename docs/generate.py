@@ -29,7 +29,9 @@ def formats() -> str:
     for entry in list_formats():
         columns = ", ".join(f"`{name}` {shape.replace('|', ' or ')}" for name, shape in entry["signature"].items())
         doubt = "" if entry["verified"] else " *(unseen)*"
-        lines.append(f"| [{entry['name']}](#{entry['name']}) | `{entry['becomes']}` | {columns} | {entry['doc']}{doubt} |")
+        lines.append(
+            f"| [{entry['name']}](#{entry['name']}) | `{entry['becomes']}` | {columns} | {entry['doc']}{doubt} |"
+        )
     lines += ["", "## Examples", ""]
     for entry in list_formats():
         example = json.dumps(entry["example"], ensure_ascii=False)

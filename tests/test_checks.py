@@ -18,7 +18,7 @@ In any list `{"repeat": N, "row": X}` stands for N times X with its number in pl
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,10 @@ from datakit.checks.turns import TURNS
 from datakit.errors import UsageError
 from datakit.findings import SEVERITIES
 from datakit.formats import FORMATS
+from datakit.formats.declare import Format
 from datakit.reading.blocks import line_blocks
 from datakit.report import Summary, summarise
-from datakit.schema import layout
+from datakit.schema import Layout, layout
 from datakit.step import Result, SourcePlan, StepPlan, convert_block
 from datakit.workers import Pool
 
@@ -94,12 +95,23 @@ def plan(id: str, changes: dict[str, str] | None = None, encode: bool = False) -
     own = case(id)
     format = FORMATS[own["format"]]
     target = layout(*own["to"].split(":")) if "to" in own else format.layout
+    return step_plan(format, target, own.get("others", ()), own.get("reasoning", "keep"), changes, encode)
+
+
+def step_plan(
+    format: Format,
+    target: Layout,
+    others: Sequence[str] = (),
+    reasoning: str = "keep",
+    changes: dict[str, str] | None = None,
+    encode: bool = False,
+) -> StepPlan:
     return StepPlan(
-        [SourcePlan("rows.jsonl", format.name, own.get("others", ()), "line")],
+        [SourcePlan("rows.jsonl", format.name, others, "line")],
         target.kind,
         target.form,
         target.conversational,
-        reasoning=own.get("reasoning", "keep"),
+        reasoning=reasoning,
         severities=checks.severities(changes),
         encode=encode,
     )
@@ -107,11 +119,14 @@ def plan(id: str, changes: dict[str, str] | None = None, encode: bool = False) -
 
 def judged(id: str, raw: bytes, changes: dict[str, str] | None = None) -> tuple[dict[str, Summary], Result]:
     """The findings of one row, and what became of it."""
+    return run(raw, plan(id, changes))
+
+
+def run(raw: bytes, own: StepPlan) -> tuple[dict[str, Summary], Result]:
     (block,) = line_blocks([raw], 0, "rows.jsonl")
-    result = convert_block(block, plan(id, changes))
+    result = convert_block(block, own)
     result.tally.balance()
-    severities = checks.severities(changes)
-    return {summary.id: summary for summary in summarise(result.tally, severities, [])}, result
+    return {summary.id: summary for summary in summarise(result.tally, own.severities, [])}, result
 
 
 def told(id: str, which: str) -> list[Any]:
@@ -200,6 +215,97 @@ def test_all_hits_in_one_file(tmp_path: Path) -> None:
     assert report.rows_out == len(good)
     assert report.exit_code == 1
     assert all(summary.count >= report.rejected[summary.id] for summary in report.errors())
+
+
+# ---------------------------------------------------------------- other formats than that of the fixture
+
+Q: dict[str, Any] = {"role": "user", "content": "Name a fruit."}
+A: dict[str, Any] = {"role": "assistant", "content": "Apple."}
+B: dict[str, Any] = {"role": "assistant", "content": "Stone."}
+EMPTY: dict[str, Any] = {"role": "assistant", "content": ""}
+LOOK: dict[str, Any] = {"role": "user", "content": "<image> What is it?"}
+
+
+def called(argument: Any) -> dict[str, Any]:
+    function = {"name": "eat", "arguments": {"ripe": argument}}
+    return {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "expected"),
+    [
+        ("text", {"text": ""}, "DK106 text"),
+        ("text", {"text": " \u200b\n"}, "DK106 text"),
+        ("prompt", {"prompt": "\u00a0"}, "DK106 prompt"),
+        ("prompt", {"prompt": "?"}, ""),
+        ("prompt-messages-only", {"prompt": []}, "DK106 prompt"),
+        ("prompt-messages-only", {"prompt": [{"role": "user", "content": ""}]}, "DK207 prompt[0]"),
+        ("tokenized", {"input_ids": []}, "DK106 input_ids"),
+        ("prompt-completion", {"prompt": "The sky is", "completion": ""}, "DK411 completion"),
+        ("prompt-completion", {"prompt": "", "completion": "The sky is blue."}, ""),
+        ("kto", {"prompt": "Name a fruit.", "completion": "\u2003", "label": True}, "DK411 completion"),
+        ("ranked", {"prompt": "Name a fruit.", "completions": ["Apple.", " "], "scores": [1, 0]}, "DK411 completions[1]"),
+        ("stepwise", {"prompt": "q", "completions": ["", "b"], "labels": [True, False]}, ""),
+        ("dpo-messages", {"prompt": [Q], "chosen": [A], "rejected": [EMPTY]}, "DK207 rejected[0]"),
+        ("dpo-messages", {"prompt": [{"role": "user", "content": " "}], "chosen": [A], "rejected": [B]}, "DK207 prompt[0]"),
+        ("dpo-messages", {"prompt": [Q, Q], "chosen": [A], "rejected": [B]}, "DK205 prompt[1]"),
+        ("dpo-messages", {"prompt": [Q], "chosen": [A, A], "rejected": [B]}, "DK205 chosen[1]"),
+        ("dpo-messages", {"prompt": [Q], "chosen": [A], "rejected": [B, Q]}, ""),
+        ("dpo-messages", {"prompt": [Q], "chosen": [A], "rejected": [A]}, "DK401 "),
+        ("dpo-messages", {"prompt": [Q], "chosen": [A], "rejected": [{**A, "content": " Apple. "}]}, "DK401 "),
+        ("dpo-messages", {"prompt": [Q], "chosen": [{**A, "reasoning_content": "x"}], "rejected": [A]}, ""),
+        ("dpo-messages", {"prompt": [Q], "chosen": [{**A, "reasoning_content": "x"}], "rejected": [{**A, "reasoning_content": "y"}]}, ""),
+        ("dpo-messages", {"prompt": [Q], "chosen": [called(True)], "rejected": [called(False)]}, "DK310 chosen[0].tool_calls[0]"),
+        ("dpo-messages", {"prompt": [Q], "chosen": [called(True)], "rejected": [called(1)]}, "DK310 chosen[0].tool_calls[0]"),
+        ("dpo-messages", {"prompt": [Q], "chosen": [called(True)], "rejected": [called(True)]}, "DK310 chosen[0].tool_calls[0], DK401 "),
+        ("dpo-messages", {"prompt": [Q, {"role": "tool", "content": "x"}], "chosen": [A], "rejected": [B]}, "DK307 prompt[1]"),
+        ("dpo-implicit", {"chosen": [LOOK, A], "rejected": [LOOK, B], "images": ["a.png"]}, ""),
+        ("dpo-implicit", {"chosen": [LOOK, A], "rejected": [LOOK, B], "images": ["a.png", "b.png"]}, "DK111 images"),
+        ("dpo-messages", {"prompt": [LOOK], "chosen": [A], "rejected": [B], "images": ["a.png"]}, ""),
+        ("kto-messages", {"prompt": [LOOK], "completion": [A], "label": True, "images": ["a.png", "b.png"]}, "DK111 images"),
+        ("kto-messages", {"prompt": [Q], "completion": [EMPTY], "label": True}, "DK207 completion[0]"),
+        ("prompt-completion-messages", {"prompt": [Q], "completion": [{**A, "weight": 0}]}, "DK214 completion"),
+        ("prompt-completion-messages", {"prompt": [Q, {**A, "weight": 0}, Q], "completion": [A]}, ""),
+        ("prompt-completion-messages", {"prompt": [Q], "completion": [called(True)]}, "DK310 completion[0].tool_calls[0]"),
+        ("kto-conversation", {"messages": [Q], "label": True}, "DK203 messages"),
+        ("alpaca", {"instruction": "", "input": "", "output": "Apple."}, "DK207 instruction"),
+    ],
+)  # fmt: skip
+def test_in_other_formats(format: str, row: dict[str, Any], expected: str) -> None:
+    found, _ = run(json.dumps(row).encode(), step_plan(FORMATS[format], FORMATS[format].layout))
+    shown = {id: summary.first[0]["path"] for id, summary in found.items() if id != "DK107"}
+    assert ", ".join(f"{id} {path}" for id, path in sorted(shown.items())) == expected
+
+
+def test_a_prompt_that_two_answers_share_is_told_of_once() -> None:
+    row = {"prompt": [Q, Q, {"role": "system", "content": ""}, EMPTY], "chosen": [A], "rejected": [B]}
+    _, result = run(json.dumps(row).encode(), step_plan(FORMATS["dpo-messages"], FORMATS["dpo-messages"].layout))
+    (reject,) = result.rejects
+    assert sorted((id, path) for id, path, _ in reject["findings"]) == [
+        ("DK204", "prompt[2]"),
+        ("DK205", "chosen[0]"),
+        ("DK205", "prompt[1]"),
+        ("DK205", "rejected[0]"),
+        ("DK207", "prompt[3]"),
+        ("DK212", "prompt[2]"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("format", "row"),
+    [
+        ("openai", {"messages": [Q] * 100_000 + [A]}),
+        ("openai", {"messages": [Q, *[called(True)] * 30_000, *[{"role": "tool", "tool_call_id": "c1", "content": "x"}] * 30_000, A]}),
+        ("dpo", {"prompt": "q", "chosen": "\n" * 300_000, "rejected": "a" + " " * 300_000 + "b"}),
+        ("dpo", {"prompt": "q", "chosen": "1" * 300_000, "rejected": "# " * 100_000}),
+        ("text", {"text": "Ã" * 300_000 + "Ã©" * 100_000 + "\\" * 300_000}),
+    ],
+    ids=["turns", "calls", "spaces", "digits", "letters"],
+)
+def test_time_grows_with_the_row_and_not_faster(format: str, row: dict[str, Any]) -> None:
+    """Each of these would take minutes if a check looked at its row once for every part of it."""
+    _, result = run(json.dumps(row).encode(), step_plan(FORMATS[format], FORMATS[format].layout))
+    assert result.tally.rows_in == 1
 
 
 # ---------------------------------------------------------------- files

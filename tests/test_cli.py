@@ -159,7 +159,10 @@ def test_standard_input_and_splits(tmp_path):
         _lines(tmp_path / f"{name}.jsonl", *_distinct(2))
     done = run("convert", "--split", "train=train_*.jsonl", "--split", "test=test_*.jsonl", "-o", "both", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (len(datakit.load(tmp_path / "both", split="train")), len(datakit.load(tmp_path / "both", split="test"))) == (4, 2)
+    assert (
+        len(datakit.load(tmp_path / "both", split="train")),
+        len(datakit.load(tmp_path / "both", split="test")),
+    ) == (4, 2)
     words = ["train_a.jsonl", "test_a.jsonl", "--split", "train=train*", "--split", "test=test*"]
     assert run("convert", *words, "-o", "chosen", cwd=tmp_path).returncode == 0
     done = run("convert", "train_a.jsonl", "--split", "a=train*", "--split", "b=*_a*", "-o", "x", cwd=tmp_path)
@@ -174,9 +177,7 @@ def test_nothing_from_data_reaches_the_terminal_unescaped(tmp_path):
     (tmp_path / name).write_text(json.dumps(rows[0]) + "\n" + json.dumps(GOOD) + "\n", "utf-8")
     (tmp_path / "odd.jsonl").write_text(json.dumps({evil: evil}) + "\n", "utf-8")
     for words in (["validate", name, "--format", "openai"], ["validate", "odd.jsonl"], ["detect", "odd.jsonl"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "datakit", *words], cwd=tmp_path, capture_output=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", "datakit", *words], cwd=tmp_path, capture_output=True, check=False)
         text = (done.stdout + done.stderr).decode("utf-8")
         assert done.returncode in (1, 3)
         assert not set(text) & set("\x1b\x07\x9b\u202e"), text

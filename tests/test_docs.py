@@ -35,7 +35,7 @@ def test_every_command_and_option_has_help():
         assert command.help, name
         for parameter in command.params:
             if parameter.param_type_name == "option":
-                assert parameter.help, f"{name} {parameter.name}"  # type: ignore[attr-defined]
+                assert parameter.help, f"{name} {parameter.name}"
 
 
 def test_commands_in_the_readme_exist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ datasets = pytest.importorskip("datasets")
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich", "unit": None}}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "héllo\n"}]},
     {
         "messages": [
@@ -74,7 +75,7 @@ def test_datakit_pyarrow_and_polars_agree(shards):
     assert len(opened) == 2
     path = shards / "data" / "train-00000-of-00001.parquet"
     table = pq.read_table(path)
-    assert [json.loads(text) for text in table["messages"].to_pylist()] == [row["messages"] for row in TRAINER]
+    assert [json.loads(str(text)) for text in table["messages"].to_pylist()] == [row["messages"] for row in TRAINER]
     frame = opened.to_polars()
     assert [json.loads(text) for text in frame["messages"]] == [row["messages"] for row in TRAINER]
     assert pl.scan_parquet(path).select("dk_row").collect()["dk_row"].to_list() == [1, 2]
@@ -108,7 +109,10 @@ def test_columns_exist_only_where_a_row_has_them(tmp_path):
 
 
 def test_a_late_row_brings_its_column(tmp_path):
-    plain = [{"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "x" * 900}]} for i in range(6000)]
+    plain = [
+        {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "x" * 900}]}
+        for i in range(6000)
+    ]
     plain[2500] = {**ROWS[1], "messages": [*ROWS[1]["messages"]]}
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in plain), "utf-8")
@@ -208,12 +212,20 @@ def test_trl_trains_on_them(kind, shards, tiny, tmp_path):
     path, tokenizer = tiny
     if kind == "preference":
         source = tmp_path / "pairs.jsonl"
-        user, good, bad = ({"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("assistant", "bb")))
+        user, good, bad = (
+            {"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("assistant", "bb"))
+        )
         source.write_text(json.dumps({"chosen": [user, good], "rejected": [user, bad]}) + "\n", "utf-8")
         shards = tmp_path / "pairs"
         datakit.convert(source, shards, to="preference:messages")
     rows = trainglue.dataset(shards, method="sft" if kind == "sft" else "dpo")
-    shared = {"max_steps": 1, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+    shared = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+    }
     config, trainer = (SFTConfig, SFTTrainer) if kind == "sft" else (DPOConfig, DPOTrainer)
     arguments = config(output_dir=str(tmp_path / "run"), bf16=False, **shared)
     made = trainer(model=path, args=arguments, train_dataset=rows, processing_class=tokenizer)

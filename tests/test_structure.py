@@ -20,7 +20,12 @@ LEVELS = [
     ["reading.rows", "reading.columnar", "reading.decode", "formats.shapes"],
     ["reading.blocks", "formats.declare", "checks.declare"],
     ["formats.parse"],
-    ["formats.catalog.texts", "formats.catalog.conversations", "formats.catalog.preferences", "formats.catalog.prompts"],
+    [
+        "formats.catalog.texts",
+        "formats.catalog.conversations",
+        "formats.catalog.preferences",
+        "formats.catalog.prompts",
+    ],
     ["formats.catalog", "formats.normalise", "formats.mapping", "formats.reshape"],
     ["formats"],
     ["checks.structure", "checks.turns", "checks.tools", "checks.preference", "checks.kto", "checks.content"],
