@@ -268,7 +268,7 @@ def formats(as_json: bool) -> None:
     from datakit import api, show
 
     entries = api.list_formats()
-    _print_json(entries) if as_json else show.formats(entries)
+    _print_json({"formats": entries}) if as_json else show.formats(entries)
 
 
 @main.command()
@@ -278,7 +278,7 @@ def checks(as_json: bool) -> None:
     from datakit import api, show
 
     entries = api.list_checks()
-    _print_json(entries) if as_json else show.checks(entries)
+    _print_json({"checks": entries}) if as_json else show.checks(entries)
 
 
 @main.command()

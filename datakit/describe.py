@@ -17,13 +17,18 @@ def compute(shards: Shards) -> dict[str, Any]:
     """Counts, and quantiles of characters and turns."""
     lengths: dict[str, list[int]] = {}
     turns: list[int] = []
-    counts: dict[str, Counter[str]] = {"roles": Counter(), "labels": Counter(), "sources": Counter(), "rows": Counter()}
+    counts: dict[str, Counter[str]] = {
+        "roles": Counter(),
+        "labels": Counter(),
+        "sources": Counter(),
+        "rows with": Counter(),
+    }
     for row in shards.rows(all=True):
         counts["sources"][row[SOURCE]] += 1
         if row.get("tools"):
-            counts["rows"]["with tools"] += 1
+            counts["rows with"]["tools"] += 1
         if row.get("images"):
-            counts["rows"]["with images"] += 1
+            counts["rows with"]["images"] += 1
         if "label" in row:
             counts["labels"][str(row["label"]).lower()] += 1
         _columns(row, lengths, turns, counts)
@@ -50,8 +55,8 @@ def _columns(
         if isinstance(value, list):
             total += len(value)
             counts["roles"].update(message["role"] for message in value)
-            counts["rows"]["with tool calls"] += any("tool_calls" in message for message in value)
-            counts["rows"]["with reasoning"] += any("reasoning_content" in message for message in value)
+            counts["rows with"]["tool calls"] += any("tool_calls" in message for message in value)
+            counts["rows with"]["reasoning"] += any("reasoning_content" in message for message in value)
     if "input_ids" in row:
         lengths.setdefault("input_ids", []).append(len(row["input_ids"]))
     if total:

@@ -427,8 +427,8 @@ def _keep_extras(sink: _Sink, record: Record, hashed: Any) -> None:
             value = None if value is None else dumps(value)
         sink.columns[name].append(value)
     for name in (*OPTIONAL_NAMES, *sink.plan.side):
-        if name in record:
-            hashed.update(dumps([name, record[name]]))
+        if (value := record.get(name)) is not None:  # null and absent are one in a column
+            hashed.update(dumps([name, value]))
 
 
 def _count(sink: _Sink, record: Record, encoded: Mapping[str, bytes]) -> None:

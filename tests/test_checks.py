@@ -241,7 +241,7 @@ def called(argument: Any) -> dict[str, Any]:
         ("prompt-messages-only", {"prompt": []}, "DK106 prompt"),
         ("prompt-messages-only", {"prompt": [{"role": "user", "content": ""}]}, "DK207 prompt[0]"),
         ("tokenized", {"input_ids": []}, "DK106 input_ids"),
-        ("prompt-completion", {"prompt": "The sky is", "completion": ""}, "DK411 completion"),
+        ("prompt-completion", {"prompt": "The sky is", "completion": "\u200b"}, "DK411 completion"),
         ("prompt-completion", {"prompt": "", "completion": "The sky is blue."}, ""),
         ("kto", {"prompt": "Name a fruit.", "completion": "\u2003", "label": True}, "DK411 completion"),
         ("ranked", {"prompt": "Name a fruit.", "completions": ["Apple.", " "], "scores": [1, 0]}, "DK411 completions[1]"),

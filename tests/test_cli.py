@@ -82,8 +82,8 @@ def test_json_is_one_object_on_stdout(tmp_path):
         report = json.loads(done.stdout)
         assert report["exit_code"] == done.returncode == 0
         assert {"rows_in", "rows_out", "rows_rejected", "rejected", "format", "kind", "form"} <= report.keys()
-    assert json.loads(run("formats", "--json").stdout)[0]["name"]
-    assert json.loads(run("checks", "--json").stdout)[0]["id"] == "DK101"
+    assert json.loads(run("formats", "--json").stdout)["formats"][0]["name"]
+    assert json.loads(run("checks", "--json").stdout)["checks"][0]["id"] == "DK101"
     assert json.loads(run("explain", "DK302", "--json").stdout)["name"] == "arguments-not-object"
 
 

@@ -125,8 +125,9 @@ def split_reasoning(message: Message) -> Message:
 def inline_reasoning(message: Message) -> Message:
     """The exact inverse of `split_reasoning`; a message that could not be split back is left as it is."""
     content, reasoning = message.get("content"), message.get("reasoning_content")
-    texts = isinstance(content, str) and isinstance(reasoning, str)
-    if message["role"] != "assistant" or not texts or _CLOSE in reasoning:
+    if message["role"] != "assistant" or not isinstance(content, str):
+        return message
+    if not isinstance(reasoning, str) or _CLOSE in reasoning:
         return message
     made = {key: value for key, value in message.items() if key != "reasoning_content"}
     made["content"] = f"{_OPEN}{reasoning}{_CLOSE}{content}"
