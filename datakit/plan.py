@@ -366,7 +366,7 @@ def extra_columns(
             for name, type_ in ask("columns", source.files[0]):
                 if name in {c.name for c in OPTIONAL}:
                     optional.add(name)
-                elif name not in TRAINER_NAMES and not name.startswith("dk_") and name != "reward":
+                else:
                     values.setdefault(name, []).append(_EXAMPLE.get(type_, {}))
     for format, rows in zip(formats, samples, strict=True):
         if format is None:

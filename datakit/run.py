@@ -213,7 +213,7 @@ def _table(keys: Keys) -> list[Any]:
             start,
             source,
             [rows[0], len(rows)] if isinstance(rows, range) else None,
-            None if isinstance(rows, range) else rows,
+            None if isinstance(rows, range) else list(rows),
         ]
         for start, (source, rows) in zip(keys.starts, keys.blocks, strict=True)
     ]

@@ -111,7 +111,7 @@ class Result:
     tally: Tally
     digests: bytes
     conflicts: bytes
-    rows: list[int]
+    rows: Sequence[int]
     wanted: list[str]
 
 
@@ -323,7 +323,10 @@ def _canonical(row: Row) -> tuple[Record, Layout, Row]:
         del record["chat_template_kwargs"]
     made = {k: v for k, v in record.items() if k not in (SOURCE, ROW)}
     found = _layout_of(frozenset(made), _has_messages(made))
-    return made, found, {**rest, SOURCE: row.get(SOURCE), ROW: row.get(ROW)}
+    own = {column.name for column in found.columns} | {*OPTIONAL_NAMES}
+    side = {name: value for name, value in made.items() if name not in own and value is not None}
+    made = {name: value for name, value in made.items() if name in own}
+    return made, found, {**rest, **side, SOURCE: row.get(SOURCE), ROW: row.get(ROW)}
 
 
 def _has_messages(record: Record) -> bool:

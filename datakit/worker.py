@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from array import array
 from collections.abc import Callable, Mapping
 from io import IOBase
 from typing import IO, Any, Final, cast
@@ -98,6 +99,8 @@ def read_result(stream: IO[bytes], header: dict[str, Any], parts: list[bytes]) -
     rows = header["rows"]
     if header["consecutive"]:
         rows = range(rows[0], rows[0] + rows[1])
+    else:  # 4 bytes a row, since they are kept for the time of the run
+        rows = array("Q" if max(rows) >= 2**32 else "I", rows)
     tally = Tally.from_json(header["tally"])
     return Result(batch, header["rejects"], tally, parts[0], parts[1], rows, header["wanted"])
 
