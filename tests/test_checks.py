@@ -254,7 +254,7 @@ def thought(text: str) -> dict[str, Any]:
         ("prompt-completion", {"prompt": "The sky is", "completion": "\u200b"}, "DK411 completion"),
         ("prompt-completion", {"prompt": "", "completion": "The sky is blue."}, ""),
         ("kto", {"prompt": "Name a fruit.", "completion": "\u2003", "label": True}, "DK411 completion"),
-        ("ranked", {"prompt": "Name a fruit.", "completions": ["Apple.", " "], "scores": [1, 0]}, "DK411 completions[1]"),
+        ("ranked", {"prompt": "Fruit?", "completions": ["Apple.", " "], "scores": [1, 0]}, "DK411 completions[1]"),
         ("stepwise", {"prompt": "q", "completions": ["", "b"], "labels": [True, False]}, ""),
         ("dpo-messages", two(A, EMPTY), "DK207 rejected[0]"),
         ("dpo-messages", two(A, B, {"role": "user", "content": " "}), "DK207 prompt[0]"),
@@ -272,11 +272,11 @@ def thought(text: str) -> dict[str, Any]:
         ("dpo-implicit", {**LOOKS, "images": ["a.png"]}, ""),
         ("dpo-implicit", {**LOOKS, "images": ["a.png", "b.png"]}, "DK111 images"),
         ("dpo-messages", two(A, B, LOOK, images=["a.png"]), ""),
-        ("kto-messages", {"prompt": [LOOK], "completion": [A], "label": True, "images": ["a.png", "b.png"]}, "DK111 images"),
+        ("kto-messages", {"prompt": [LOOK], "completion": [A], "label": True, "images": ["a", "b"]}, "DK111 images"),
         ("kto-messages", {"prompt": [Q], "completion": [EMPTY], "label": True}, "DK207 completion[0]"),
         ("prompt-completion-messages", {"prompt": [Q], "completion": [{**A, "weight": 0}]}, "DK214 completion"),
         ("prompt-completion-messages", {"prompt": [Q, {**A, "weight": 0}, Q], "completion": [A]}, ""),
-        ("prompt-completion-messages", {"prompt": [Q], "completion": [called(True)]}, "DK310 completion[0].tool_calls[0]"),
+        ("prompt-completion-messages", {"prompt": [Q], "completion": [called(1)]}, "DK310 completion[0].tool_calls[0]"),
         ("kto-conversation", {"messages": [Q], "label": True}, "DK203 messages"),
         ("alpaca", {"instruction": "", "input": "", "output": "Apple."}, "DK207 instruction"),
     ],
@@ -477,7 +477,8 @@ def test_explain(id: str) -> None:
     entry = datakit.explain(id)
     assert entry in api.list_checks()
     assert entry["id"] == id
-    assert datakit.explain(entry["name"]) == datakit.explain(entry["name"].upper()) == datakit.explain(id.lower()) == entry
+    for name in (entry["name"], entry["name"].upper(), id.lower()):
+        assert datakit.explain(name) == entry
 
 
 def test_explain_refuses_what_there_is_not() -> None:
@@ -497,9 +498,9 @@ junk = st.recursive(
     | st.booleans()
     | st.integers(-3, 2**64 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.sampled_from("user assistant tool <think> c1 {} [] <image> é text".split() + ["", " \n"]),
+    | st.sampled_from([*"user assistant tool <think> c1 {} [] <image> é text".split(), "", " \n"]),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "name", "id", "function", "x"]), inner, max_size=3),
+    | st.dictionaries(st.sampled_from("role content type text name id function x".split()), inner, max_size=3),
     max_leaves=6,
 )
 

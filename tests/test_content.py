@@ -71,8 +71,8 @@ WORDS = (
     "Ângela Ãnima PÂTÉ AMANHÃ MANHÃ IRMÃ MAÇÃ âme hâlâ HÂLÂ Ça été là où français œuf Ärger Straße ÄÖÜ HYVÄ BLÅ på "
     "Việt XÃ ĐÃ đã phở niño ESPAÑA allá él ção São Łódź żółć ĄĘ Ísland bað MEÐ țara România 北京 مرحبا Привет 😀 naïve"
 ).split()
-AROUND = ["{}", "«{}»", "“{}”", "‘{}’", "„{}“", "»{}«", "{}…", "{}… {}", "{}—{}", "{} – {}", "…{}", "({})", "{}™", "{}’s",
-          "¿{}?", "l’{}", "{}/{}", "\n{}\n", "\t{}", '"{}"', "\\{}\\", "{}\u2019", "• {}", "{}•", "›{}‹", "{}†", "{}."]  # fmt: skip
+AROUND = ["{}", "«{}»", "“{}”", "‘{}’", "„{}“", "»{}«", "›{}‹", "({})", '"{}"', "\n{}\n", "\t{}", "\\{}\\", "¿{}?",
+          "l’{}", "{}’s", "{}…", "{}… {}", "…{}", "{}—{}", "{} – {}", "{}/{}", "• {}", "{}•", "{}™", "{}†", "{}."]  # fmt: skip
 
 
 @pytest.mark.parametrize("around", AROUND)
@@ -82,7 +82,8 @@ def test_words_among_signs_are_not_damaged(around: str) -> None:
 
 
 def test_spaces_that_do_not_break_may_follow_words() -> None:
-    rows = [word + sign for word in WORDS if word not in ("XÃ", "ĐÃ", "HÂLÂ") for sign in ("\u00a0!", "\u00a0»", "®", "²")]
+    words = [word for word in WORDS if word not in ("XÃ", "ĐÃ", "HÂLÂ")]
+    rows = [word + sign for word in words for sign in ("\u00a0!", "\u00a0»", "®", "²")]
     assert [rows[index] for index, _ in found(*rows)] == []
 
 
@@ -182,7 +183,7 @@ signs = st.text("AZĐaz ÃÂâÄðÐé»«”“’–…™©®²º\u00a0\x80\x
 
 @quick
 @given(st.lists(signs, max_size=5))
-@example(["\\nÃ–st", "\nÃ–st"])
+@example(["\nâ–\xa0", "\tâ–\xa0", "\râ–\xa0", "\fâ–\xa0", "nâ–\xa0", "\\nâ–\xa0", "\\\nâ–\xa0"])
 def test_the_search_in_bytes_misses_nothing(rows: list[str]) -> None:
     """The quick search before the pattern, and the escapes of JSON, make no difference."""
     assert [index for index, id in found(*rows) if id == "DK901"] == [
@@ -191,7 +192,8 @@ def test_the_search_in_bytes_misses_nothing(rows: list[str]) -> None:
 
 
 controls = st.characters(max_codepoint=0xA0) | st.sampled_from('\\\\\\bfu01"nrt')
-escaped_texts = st.lists(st.sampled_from(["\\u0001", "\\b", "\\f", "\\\\", "\x7f", "\x0c", "\x00", "\\x", "u001f", "frac"])).map("".join)
+escapes = ["\\u0001", "\\b", "\\f", "\\\\", "\x7f", "\x0c", "\x00", "\\x", "u001f", "frac"]
+escaped_texts = st.lists(st.sampled_from(escapes)).map("".join)
 
 
 @quick

@@ -92,7 +92,8 @@ def test_conflicts_are_equal_questions_with_both_verdicts(answers: list[tuple[in
         return
     places = collected(values, [11])
     assert found[id].rows == len(against)
-    for (source, row, path, note), question in zip(found[id].places, sorted(against, key=firsts.get), strict=True):  # type: ignore[arg-type]
+    questions = sorted(against, key=lambda question: firsts[question])
+    for (source, row, path, note), question in zip(found[id].places, questions, strict=True):
         first = places.place(firsts[question])
         assert (source, row) == places.place(against[question])
         assert note.endswith(f"of {first[0]} row {first[1]}")

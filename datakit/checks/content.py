@@ -41,6 +41,7 @@ _MOJIBAKE: Final = re.compile(
         )
     )
 )
+_ANY_ESCAPE: Final = re.compile(r"\\(?:u[0-9a-f]{4}|.)")  # of JSON
 # A letter that can stand for a lead byte before a sign that can stand for another byte, in UTF-8.
 _SUSPECT: Final = re.compile(
     rb"\xc3[\x82-\xb4](?:\xc2|\xc5[\x92\x93\xa0\xa1\xb8\xbd\xbe]|\xc6\x92|\xcb[\x86\x9c]|\xe2[\x80\x82\x84])"
@@ -60,7 +61,7 @@ def damaged(whole: bytes, rows: Sequence[bytes]) -> Iterator[tuple[int, str, str
     if not ascii and (_SUSPECT.search(whole) or _REPLACED.search(whole)):
         for index, row in enumerate(rows):
             if _SUSPECT.search(row) or _REPLACED.search(row):
-                text = row.decode().replace("\\\\", " ").replace("\\n", "\n").replace("\\t", "\t")
+                text = _ANY_ESCAPE.sub(" ", row.decode())
                 found = _MOJIBAKE.findall(text)
                 if found:
                     yield index, "DK901", f"{len(found)} places such as {found[0]!r}"

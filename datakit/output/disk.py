@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,23 +92,29 @@ class HashedFile:
         """Close after the bytes are on the disk."""
         if not self.closed:
             self.closed = True
-            self._handle.flush()
-            _announce("fsync", self.path)
-            os.fsync(self._handle.fileno())
-            self._handle.close()
+            with self._handle:
+                self._handle.flush()
+                _announce("fsync", self.path)
+                os.fsync(self._handle.fileno())
 
     def discard(self) -> None:
-        """Close and remove an unfinished file."""
+        """Close and remove an unfinished file; its last bytes may not fit on the disk any more."""
         self.closed = True
-        self._handle.close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._handle.close()
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes) -> str:
     """Write a whole file; its SHA-256."""
     file = HashedFile(path)
-    file.write(data)
-    file.close()
+    try:
+        file.write(data)
+        file.close()
+    except BaseException:
+        file.discard()
+        raise
     return file.sha256
 
 

@@ -101,6 +101,8 @@ def _no_key_twice(data: bytes) -> None:
 def _why(data: bytes, error: orjson.JSONDecodeError) -> BadRow:
     """Which rule a line that orjson refuses breaks."""
     message = error.msg
+    if "enough memory" in message:
+        raise MemoryError(message)
     at = f"at byte {len(error.doc[: error.pos].encode('utf-8', 'surrogatepass'))}" if error.doc else "at byte 0"
     if "recursion" in message.lower():
         return BadRow("DK114", "", f"more than {MAX_DEPTH} levels")
