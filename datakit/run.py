@@ -38,6 +38,10 @@ Progress = Callable[[int, int], None]
 """Called with decoded bytes and rows done so far."""
 
 
+OF_FILES: Final = frozenset({"DK119", "DK311"})
+"""Findings about a file that are counted with those of rows."""
+
+
 class ColumnsWanted(Exception):
     """A row has tools, images or template arguments that the sample did not show; the plan must have the column."""
 
@@ -364,8 +368,9 @@ def _decide(plan: Plan, seen: Seen, report: Report, findings: list[Summary]) -> 
     bad = bad_rows(tally, plan.step.severities)
     budget = Budget.parse(request.max_bad) if request.max_bad else None
     report.complete = not seen.stopped
-    # errors of rows are what `bad` counts; those about the whole set, and warnings where they fail, are judged here
-    rest = [s for s in failing(findings, request.fail_on) if s.severity != "error" or s.id not in tally.seen]
+    # errors of rows are what `bad` counts; those about files and the whole set, and warnings, are judged here
+    of_rows = tally.seen.keys() - OF_FILES
+    rest = [s for s in failing(findings, request.fail_on) if s.severity != "error" or s.id not in of_rows]
     if bad and budget is not None:
         if not budget.allows(bad, tally.rows_in) or seen.stopped:
             report.exit_code, report.verdict = 1, f"{bad} of {tally.rows_in} rows are bad, more than {budget} allowed"

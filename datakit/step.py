@@ -158,6 +158,7 @@ class _Sink:
         self.conflicts: list[bytes] = []
         self.origins: list[tuple[str, int]] = []
         self.wanted: set[str] = set()
+        self.raised = {id for id in ("DK107", "DK901", "DK909") if plan.severities[id] == "error"}
 
 
 @lru_cache(maxsize=64)
@@ -267,6 +268,8 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
     for record, rest in records:
         before = len(notes)
         checks.check_row(sink.layout, record, rest, notes)
+        if sink.raised:
+            notes += _raised(sink, record, rest)
         if len(records) > 1:
             notes[before:] = [f for f in notes[before:] if f not in notes[:before]]
     if notes:
@@ -285,6 +288,17 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
     tally.rows_out += len(records)
     for record, rest in records:
         _keep(sink, unit, record, rest)
+
+
+def _raised(sink: _Sink, record: Record, rest: Row) -> list[Finding]:
+    """Findings that are usually only counted, where a user has made errors of them."""
+    found = []
+    if "DK107" in sink.raised and rest:
+        found.append(Finding("DK107", "", ", ".join(sorted(map(str, rest)))))
+    for name in sink.names:
+        data = dumps(record[name])
+        found += [Finding(id, name, note) for _, id, note in damaged(data, [data]) if id in sink.raised]
+    return found
 
 
 def _normalised(
@@ -437,32 +451,37 @@ def _keep_extras(sink: _Sink, record: Record, hashed: Any) -> None:
 def _count(sink: _Sink, record: Record, encoded: Mapping[str, bytes]) -> None:
     """What the whole-set checks need."""
     counts, kind = sink.tally.counts, sink.layout.kind
+    shared = dumps([record[name] for name in OPTIONAL_NAMES if name in record])
     if "tools" in record:
         counts["rows with tools"] += 1
         counts["rows with calls"] += any(b'"tool_calls":' in data for data in encoded.values())
     if kind == "preference":
         count_pair(record, counts)
         sides = (encoded["chosen"], encoded["rejected"])
-        question = sha256(encoded.get("prompt", b"") + b"\0" + b"\0".join(sorted(sides))).digest()[:16]
+        question = sha256(b"\0".join((encoded.get("prompt", b""), *sorted(sides), shared))).digest()[:16]
         sink.conflicts.append(question[:15] + bytes([question[15] & 0xFE | (sides[0] < sides[1])]))
     elif kind == "kto":
         label = record["label"]
         counts["label true" if label else "label false"] += 1
         sink.tally.step("label", label)
-        question = sha256(encoded["prompt"] + b"\0" + encoded["completion"]).digest()[:16]
+        question = sha256(b"\0".join((encoded["prompt"], encoded["completion"], shared))).digest()[:16]
         sink.conflicts.append(question[:15] + bytes([question[15] & 0xFE | label]))
 
 
 def _finish(sink: _Sink) -> Result:
     joined: dict[str, bytes] = {}
+    damage: dict[tuple[int, str], str] = {}
     for name in sink.names:
         values = sink.columns[name]
         if name in sink.encoded:
             joined[name] = b"".join(values)
-            _see_damage(sink, joined[name], values)
-        elif sink.types[name] == "text":
+            _find_damage(damage, joined[name], values)
+        elif sink.types[name] in ("text", "texts"):
             texts = [dumps(text) for text in values]
-            _see_damage(sink, b"".join(texts), texts)
+            _find_damage(damage, b"".join(texts), texts)
+    for (index, id), note in sorted(damage.items()):
+        if sink.plan.severities[id] != "off":
+            sink.tally.see(id, [*sink.origins[index], "", note].copy)
     batch = _batch(sink, joined) if sink.plan.encode and sink.rows and not sink.wanted else None
     return Result(
         batch,
@@ -475,12 +494,10 @@ def _finish(sink: _Sink) -> Result:
     )
 
 
-def _see_damage(sink: _Sink, whole: bytes, rows: list[bytes]) -> None:
-    severities = sink.plan.severities
+def _find_damage(found: dict[tuple[int, str], str], whole: bytes, rows: list[bytes]) -> None:
+    """Add the damaged rows of a column; a row that is damaged in two columns counts once."""
     for index, id, note in damaged(whole, rows):
-        if severities[id] != "off":
-            place = [sink.source.path, sink.rows[index], "", note]
-            sink.tally.see(id, place.copy)
+        found.setdefault((index, id), note)
 
 
 def _batch(sink: _Sink, joined: Mapping[str, bytes]) -> pa.RecordBatch:

@@ -125,6 +125,8 @@ def main() -> None:
                 write_result(sink, convert_block(unpack_block(value, parts[0]), plan))
         except BrokenPipeError:
             return
+        except MemoryError:
+            os._exit(1)  # the pool finds the row that does this
         except DatakitError as error:
             write_message(sink, ["refused", [type(error).__name__, error.message, error.hint]])
         except (pa.ArrowException, OSError) as error:

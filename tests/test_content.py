@@ -178,7 +178,7 @@ def test_pieces_are_found_where_they_were_put(rows: list[str]) -> None:
     assert found(*rows) == expected
 
 
-signs = st.text("AZĐaz ÃÂâÄðÐé»«”“’–…™©®²º\u00a0\x80\x99€œŸ\n\"\\", max_size=10)
+signs = st.text('AZĐaz ÃÂâÄðÐé»«”“’–…™©®²º\u00a0\x80\x99€œŸ\n"\\', max_size=10)
 
 
 @quick
@@ -205,7 +205,5 @@ def test_controls_are_counted_as_a_plain_search_counts_them(rows: list[str]) -> 
         if (hits := re.findall("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x84\\x86-\\x9f]", row))
     }
     encoded = [orjson.dumps({"content": row}) for row in rows]
-    counted = {
-        index: int(note.split()[0]) for index, id, note in damaged(b"".join(encoded), encoded) if id == "DK909"
-    }
+    counted = {index: int(note.split()[0]) for index, id, note in damaged(b"".join(encoded), encoded) if id == "DK909"}
     assert counted == expected

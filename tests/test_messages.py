@@ -17,11 +17,34 @@ settings.register_profile("messages", deadline=None, derandomize=True)
 quick = settings(settings.get_profile("messages"), max_examples=100)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
-    ["", " ", "\n\n", "\r\n", "\tx ", "null", "[]", '{"name": "f"}', "<think>", "</think>", "<|im_end|>", "\u2028", "🦉é", "\x00"]
+    [
+        "",
+        " ",
+        "\n\n",
+        "\r\n",
+        "\tx ",
+        "null",
+        "[]",
+        '{"name": "f"}',
+        "<think>",
+        "</think>",
+        "<|im_end|>",
+        "\u2028",
+        "🦉é",
+        "\x00",
+    ]
 )
 names = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=8)
-scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | texts
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
+)
 objects = st.dictionaries(texts, values, max_size=4)
 
 calls = st.builds(
@@ -39,7 +62,9 @@ parts = st.one_of(
 contents = texts | st.lists(parts, max_size=3) | st.none()
 weights = st.sampled_from([0, 1]) | st.floats(0, 1)
 
-plain = st.fixed_dictionaries({"role": st.sampled_from(["system", "developer", "user"]), "content": contents}, optional={"name": names})
+plain = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user"]), "content": contents}, optional={"name": names}
+)
 answers = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": contents},
     optional={
@@ -50,7 +75,9 @@ answers = st.fixed_dictionaries(
         "weight": weights,
     },
 )
-bare_calls = st.fixed_dictionaries({"role": st.just("assistant"), "tool_calls": st.lists(calls, min_size=1, max_size=2)})
+bare_calls = st.fixed_dictionaries(
+    {"role": st.just("assistant"), "tool_calls": st.lists(calls, min_size=1, max_size=2)}
+)
 results = st.fixed_dictionaries(
     {"role": st.just("tool"), "content": contents, "tool_call_id": names}, optional={"name": names, "weight": weights}
 )
@@ -136,7 +163,15 @@ def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
 
 @pytest.mark.parametrize("arguments", ["", None, {}, "{}"])
 def test_no_arguments_are_an_empty_object(arguments: Any) -> None:
-    found = read([{"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": arguments}}]}])
+    found = read(
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": arguments}}],
+            }
+        ]
+    )
     assert found[0]["tool_calls"][0]["function"]["arguments"] == {}
 
 
@@ -180,7 +215,13 @@ def test_results_without_ids_find_the_call_of_their_tool() -> None:
 
 def test_a_question_closes_calls_that_nobody_answered() -> None:
     asked = {"from": "function_call", "value": '[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]'}
-    turns = [asked, {"from": "tool", "value": "1"}, {"from": "human", "value": "and?"}, asked, {"from": "tool", "value": "3"}]
+    turns = [
+        asked,
+        {"from": "tool", "value": "1"},
+        {"from": "human", "value": "and?"},
+        asked,
+        {"from": "tool", "value": "3"},
+    ]
     assert [m["tool_call_id"] for m in read(turns, SHAREGPT) if m["role"] == "tool"] == ["call_1", "call_3"]
 
 
@@ -212,7 +253,12 @@ def test_unknown_keys_of_calls_are_left_too() -> None:
 @quick
 @given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "tool_calls", "function", "name", "arguments", "type", "text", "weight", "id"]), inner, max_size=5), max_leaves=12))  # fmt: skip
 def test_anything_is_read_or_refused(value: Any) -> None:
-    for turns in (value, [value], [{"role": "assistant", "content": value}], [{"role": "assistant", "tool_calls": value}]):
+    for turns in (
+        value,
+        [value],
+        [{"role": "assistant", "content": value}],
+        [{"role": "assistant", "tool_calls": value}],
+    ):
         for turn in (OPENAI, SHAREGPT):
             rule = refusal(read_messages, turns, turn, Context(), "messages")
             assert rule in (None, "DK104", "DK201", "DK209", "DK302")

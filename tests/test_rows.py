@@ -271,9 +271,7 @@ def reference(data: bytes) -> Any:
         raise ValueError(text)
 
     text = data.decode("utf-8")
-    value = json.loads(
-        text, object_pairs_hook=pairs, parse_int=integer, parse_float=number, parse_constant=constant
-    )
+    value = json.loads(text, object_pairs_hook=pairs, parse_int=integer, parse_float=number, parse_constant=constant)
     if not isinstance(value, dict):
         raise ValueError("no object")
     json.dumps(value, ensure_ascii=False).encode("utf-8")  # refuses half a surrogate pair
@@ -299,7 +297,6 @@ def agrees(data: bytes) -> None:
         id = bad.finding.id
     assert json.dumps(found) == json.dumps(expected)
     assert id in ("", "DK101", "DK102", "DK108", "DK109", "DK112", "DK113", "DK116")
-
 
 
 @quick

@@ -30,7 +30,7 @@ def tallies(draw: st.DrawFn) -> Tally:
     tally.fanout.update(draw(st.dictionaries(st.sampled_from(["0", "1", "2", "10"]), st.integers(1, 9), max_size=3)))
     tally.counts.update(draw(st.dictionaries(st.sampled_from(["pairs", "label true"]), st.integers(1, 9), max_size=2)))
     for number, id in enumerate(draw(st.lists(st.sampled_from(IDS), max_size=25))):
-        place = ["a.jsonl", draw(numbers), f"messages[{number}]", "é\n\""]
+        place = ["a.jsonl", draw(numbers), f"messages[{number}]", 'é\n"']
         tally.see(id, place.copy)
     for name, value in draw(st.lists(st.tuples(st.sampled_from(["label", "other"]), st.booleans()), max_size=8)):
         tally.step(name, value)

@@ -20,14 +20,18 @@ class ShardWriter:
         self.schema = schema
         self.rows = 0
         self.file = HashedFile(path)
-        self._writer: Any = pq.ParquetWriter(
-            cast(Any, self.file),
-            schema,
-            compression="zstd",
-            use_dictionary=cast(Any, [SOURCE]),
-            write_statistics=[ID, SOURCE, ROW],
-            write_page_checksum=True,
-        )
+        try:
+            self._writer: Any = pq.ParquetWriter(
+                cast(Any, self.file),
+                schema,
+                compression="zstd",
+                use_dictionary=cast(Any, [SOURCE]),
+                write_statistics=[ID, SOURCE, ROW],
+                write_page_checksum=True,
+            )
+        except BaseException:
+            self.file.discard()
+            raise
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add a batch as one row group; JSON columns come as strings."""
