@@ -139,9 +139,9 @@ class Pool:
         except _Died:
             self._replace(worker, None)
             raise errors.UnreadableInput(f"{value[0]}: its reader crashed on it", "The file is damaged.") from None
-        except BaseException:
+        except BaseException as error:
             self._idle.put(worker)
-            raise
+            raise _naming(error, str(value[0])) from None
         self._idle.put(worker)
         return answer
 
@@ -165,9 +165,9 @@ class Pool:
         except _Died:
             self._replace(worker, plan)
             return self._halve(block, plan)
-        except BaseException:
+        except BaseException as error:
             self._idle.put(worker)
-            raise
+            raise _naming(error, block.rows[0] if block.rows else "") from None
         self._idle.put(worker)
         return [result]
 
@@ -212,6 +212,13 @@ class Pool:
                 for _, future in waiting:
                     future.cancel()
                 raise
+
+
+def _naming(error: BaseException, path: str) -> BaseException:
+    """The same error, with the file that Arrow's own messages leave out."""
+    if isinstance(error, errors.UnreadableInput) and path not in error.message:
+        return errors.UnreadableInput(f"{path}: {error.message}", error.hint)
+    return error
 
 
 def _line_spans(block: Block) -> list[Span]:
