@@ -8,12 +8,9 @@ stop it: a bad row becomes a reject with its reason and its raw text.
 from __future__ import annotations
 
 import base64
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from hashlib import sha256
-from itertools import accumulate
 from typing import Any, Final
 
 import orjson
@@ -23,7 +20,7 @@ from orjson import dumps
 from datakit import checks
 from datakit.checks import CHECKS
 from datakit.checks.content import damaged
-from datakit.checks.preference import count_pair
+from datakit.encode import OPTIONAL_NAMES, Columns, Kept, encode
 from datakit.findings import BadRow, Finding, shown
 from datakit.formats import FORMATS, mapping
 from datakit.formats.declare import Format, Record, Row
@@ -33,10 +30,8 @@ from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
 from datakit.reading.rows import parse_row
-from datakit.schema import ARROW, ID, IS_JSON, META, OPTIONAL, PROVENANCE, ROW, SOURCE, Layout, Type, layout
+from datakit.schema import ARROW, ID, META, OPTIONAL, PROVENANCE, ROW, SOURCE, Layout, Type, layout
 from datakit.tally import Tally
-
-OPTIONAL_NAMES: Final = tuple(column.name for column in OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +134,17 @@ class _Unit:
 
 
 class _Sink:
-    """Collects the columns of a block."""
+    """Collects what becomes of the rows of a block."""
 
     def __init__(self, plan: StepPlan, source: SourcePlan) -> None:
         self.plan, self.source, self.numbering = plan, source, source.numbering
         self.layout = plan.layout
         self.tally = Tally()
         self.rejects: list[dict[str, Any]] = []
-        self.rows: list[int] = []
+        self.kept = Kept()
         self.names = [c.name for c in self.layout.columns]
-        self.types: dict[str, Type] = {c.name: c.type for c in self.layout.columns}
-        self.types |= {c.name: c.type for c in OPTIONAL} | dict(plan.side)
-        self.extras = [*(c.name for c in OPTIONAL if c.name in plan.optional), *plan.side]
-        self.columns: dict[str, list[Any]] = {name: [] for name in (*self.names, *self.extras)}
-        self.encoded = [name for name in self.names if self.types[name] in IS_JSON]
-        self.meta: list[bytes | None] = []
-        self.digests: list[bytes] = []
-        self.conflicts: list[bytes] = []
-        self.origins: list[tuple[str, int]] = []
         self.wanted: set[str] = set()
+        self.plain = False
         self.raised = {id for id in ("DK107", "DK901", "DK909") if plan.severities[id] == "error"}
 
 
@@ -180,6 +167,12 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
         tally.see(note, [source.path, block.first, "", CHECKS[note].rule].copy)
     canonical = source.format == "canonical"
     format = None if canonical else _format_of(orjson.dumps(source.format))
+    sink.plain = (
+        format is not None
+        and format.layout is sink.layout
+        and not (format.group or format.expand or plan.side or sink.raised)
+        and plan.reasoning == "keep"
+    )
     others = [FORMATS[name] for name in source.others]
     units = _units(block, tally)
     for unit in _grouped(units, format) if format and format.group else units:
@@ -255,6 +248,8 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
     if unit.finding is not None or unit.row is None:
         _reject(sink, unit, [unit.finding] if unit.finding else [])
         return
+    if sink.plain and format is not None and _convert_plain(sink, unit, unit.row, format):
+        return
     notes: list[Finding] = []
     try:
         if format is None:
@@ -288,6 +283,27 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
     tally.rows_out += len(records)
     for record, rest in records:
         _keep(sink, unit, record, rest)
+
+
+def _convert_plain(sink: _Sink, unit: _Unit, row: Row, format: Format) -> bool:
+    """The short way of most rows: one record, no findings, nothing to reshape. False sends a row the long way."""
+    context = Context()
+    notes: list[Finding] = []
+    try:
+        record, rest = normalise(format, row, context)
+    except BadRow:
+        return False
+    if context.notes or len(record) != len(sink.names):
+        return False
+    checks.check_row(sink.layout, record, rest, notes)
+    if notes:
+        return False
+    tally = sink.tally
+    tally.single += 1
+    tally.rows_out += 1
+    tally.fanout["1"] += 1
+    _keep(sink, unit, record, rest)
+    return True
 
 
 def _raised(sink: _Sink, record: Record, rest: Row) -> list[Finding]:
@@ -369,7 +385,7 @@ def _shaped(sink: _Sink, record: Record, source: Layout, rest: Row, notes: list[
             if type_ != "json" and value is not None and not FITS[type_](value):
                 raise BadRow("DK104", name, f"{shown(value)} where the sampled rows have {type_}")
     if len(record) > len(sink.names):
-        sink.wanted.update(name for name in OPTIONAL_NAMES if name in record and name not in sink.columns)
+        sink.wanted.update(name for name in OPTIONAL_NAMES if name in record and name not in sink.plan.optional)
     return record, rest
 
 
@@ -412,114 +428,27 @@ def _see(sink: _Sink, unit: _Unit, findings: list[Finding]) -> None:
 
 
 def _keep(sink: _Sink, unit: _Unit, record: Record, rest: Row) -> None:
-    """Put one row into the columns."""
-    hashed = sha256()
-    encoded: dict[str, bytes] = {}
-    for name in sink.names:
-        value = record[name]
-        data = encoded[name] = dumps(value)
-        hashed.update(data)
-        sink.columns[name].append(data if name in sink.encoded else value)
-    if sink.extras or len(record) > len(encoded):
-        _keep_extras(sink, record, hashed)
-    origin = (rest.pop(SOURCE), rest.pop(ROW)) if SOURCE in rest else (unit.path or sink.source.path, unit.number)
-    sink.origins.append(origin)
-    sink.rows.append(unit.number)
-    sink.digests.append(hashed.digest()[:16])
-    if rest:
-        sink.tally.see("DK107", lambda: [origin[0], unit.number, "", ", ".join(sorted(map(str, rest)))])
-        sink.meta.append(dumps(rest))
+    """Let one row go on."""
+    kept = sink.kept
+    kept.records.append(record)
+    kept.rests.append(rest)
+    kept.rows.append(unit.number)
+    if SOURCE in rest:
+        kept.origins.append((rest.pop(SOURCE), rest.pop(ROW)))
     else:
-        sink.meta.append(None)
-    if sink.layout.kind in ("preference", "kto") or "tools" in record:
-        _count(sink, record, encoded)
-
-
-def _keep_extras(sink: _Sink, record: Record, hashed: Any) -> None:
-    for name in sink.extras:
-        value = record.get(name)
-        if value is None and name == "chat_template_kwargs":
-            value = {}
-        if sink.types[name] in IS_JSON:
-            value = None if value is None else dumps(value)
-        sink.columns[name].append(value)
-    for name in (*OPTIONAL_NAMES, *sink.plan.side):
-        if (value := record.get(name)) is not None:  # null and absent are one in a column
-            hashed.update(dumps([name, value]))
-
-
-def _count(sink: _Sink, record: Record, encoded: Mapping[str, bytes]) -> None:
-    """What the whole-set checks need."""
-    counts, kind = sink.tally.counts, sink.layout.kind
-    shared = dumps([record[name] for name in OPTIONAL_NAMES if name in record])
-    if "tools" in record:
-        counts["rows with tools"] += 1
-        counts["rows with calls"] += any(b'"tool_calls":' in data for data in encoded.values())
-    if kind == "preference":
-        count_pair(record, counts)
-        sides = (encoded["chosen"], encoded["rejected"])
-        question = sha256(b"\0".join((encoded.get("prompt", b""), *sorted(sides), shared))).digest()[:16]
-        sink.conflicts.append(question[:15] + bytes([question[15] & 0xFE | (sides[0] < sides[1])]))
-    elif kind == "kto":
-        label = record["label"]
-        counts["label true" if label else "label false"] += 1
-        sink.tally.step("label", label)
-        question = sha256(b"\0".join((encoded["prompt"], encoded["completion"], shared))).digest()[:16]
-        sink.conflicts.append(question[:15] + bytes([question[15] & 0xFE | label]))
+        kept.origins.append((unit.path or sink.source.path, unit.number))
 
 
 def _finish(sink: _Sink) -> Result:
-    joined: dict[str, bytes] = {}
-    damage: dict[tuple[int, str], str] = {}
-    for name in sink.names:
-        values = sink.columns[name]
-        if name in sink.encoded:
-            joined[name] = b"".join(values)
-            _find_damage(damage, joined[name], values)
-        elif sink.types[name] in ("text", "texts"):
-            texts = [dumps(text) for text in values]
-            _find_damage(damage, b"".join(texts), texts)
-    for (index, id), note in sorted(damage.items()):
-        if sink.plan.severities[id] != "off":
-            sink.tally.see(id, [*sink.origins[index], "", note].copy)
-    batch = _batch(sink, joined) if sink.plan.encode and sink.rows and not sink.wanted else None
+    plan = sink.plan
+    done = encode(sink.kept, Columns(sink.layout, plan.optional, plan.side), plan.severities, sink.tally)
+    batch = done.batch() if plan.encode and sink.kept.rows and not sink.wanted else None
     return Result(
         batch,
         sink.rejects,
         sink.tally,
-        b"".join(sink.digests),
-        b"".join(sink.conflicts),
-        sink.rows,
+        b"".join(done.digests),
+        b"".join(done.conflicts),
+        sink.kept.rows,
         sorted(sink.wanted),
     )
-
-
-def _find_damage(found: dict[tuple[int, str], str], whole: bytes, rows: list[bytes]) -> None:
-    """Add the damaged rows of a column; a row that is damaged in two columns counts once."""
-    for index, id, note in damaged(whole, rows):
-        found.setdefault((index, id), note)
-
-
-def _batch(sink: _Sink, joined: Mapping[str, bytes]) -> pa.RecordBatch:
-    """The columns as Arrow; JSON columns as plain strings, which the writer declares as arrow.json."""
-    arrays: list[Any] = []
-    for name, values in sink.columns.items():
-        if name in joined:
-            arrays.append(_strings(joined[name], values))
-        else:
-            type_ = sink.types[name]
-            arrays.append(pa.array(values, pa.string() if type_ in IS_JSON else ARROW[type_]))
-    digests = b"".join(sink.digests).hex().encode()
-    arrays += [
-        _strings(digests, [digests[:32]] * len(sink.digests)),
-        pa.array([origin[0] for origin in sink.origins], pa.string()),
-        pa.array([origin[1] for origin in sink.origins], pa.int64()),
-        pa.array(sink.meta, pa.string()),
-    ]
-    return pa.RecordBatch.from_arrays(arrays, [*sink.columns, ID, SOURCE, ROW, META])
-
-
-def _strings(joined: bytes, values: list[bytes]) -> Any:
-    """A string column from its texts and the same texts joined; orjson has seen to it that they are UTF-8."""
-    offsets = array("i", accumulate(map(len, values), initial=0))
-    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(joined))

@@ -49,6 +49,12 @@ class Tally:
         if count <= PLACES:
             self.places.setdefault(id, []).append(place())
 
+    def see_many(self, id: str, count: int, places: list[Place]) -> None:
+        """Several rows with a finding, and the places of the first."""
+        self.seen[id] += count
+        mine = self.places.setdefault(id, [])
+        mine.extend(places[: PLACES - len(mine)])
+
     def step(self, name: str, value: Any) -> None:
         """Follow a sequence and count its changes."""
         edge = self.edges.get(name)
