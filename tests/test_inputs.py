@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import random
+from array import array
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,8 +140,10 @@ def test_a_bomb_is_refused(pack, tmp_path):
 
 def test_arrow_with_wrong_offsets_does_not_reach_this_process(tmp_path):
     values = pa.array(["aaaa", "bbbb", "cccc"])
-    offsets = pa.py_buffer(bytes(pa.array([0, 4, 2**30, 12], pa.int32()).buffers()[1])[:16])
-    bad = pa.StringArray.from_buffers(3, offsets, values.buffers()[2])
+    offsets = pa.py_buffer(array("i", (0, 4, 2**30, 12)))
+    data = values.buffers()[2]
+    assert data is not None
+    bad = pa.StringArray.from_buffers(3, offsets, data)
     path = tmp_path / "bad.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("text", pa.string())])) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays([bad], ["text"]))
@@ -149,7 +153,7 @@ def test_arrow_with_wrong_offsets_does_not_reach_this_process(tmp_path):
 
 
 def test_structs_are_read_without_their_padding(tmp_path):
-    messages = [
+    messages: list[list[dict[str, Any]]] = [
         [{"role": "user", "content": "q", "tool_calls": None}],
         [
             {"role": "user", "content": "q2"},
@@ -190,7 +194,7 @@ def test_hostile_lines_are_rejected_where_they_stand(tmp_path):
     }
     good = [json.dumps({"text": f"row {n} \u2028 end"}, ensure_ascii=False).encode() for n in range(20_001)]
     lines = [next(iter(hostile))]
-    expected = {}
+    expected: dict[int, str] = {}
     for number, line in enumerate(good):
         lines.append(line)
         if number % 1200 == 0 and len(expected) < len(hostile) - 1:
