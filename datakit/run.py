@@ -21,7 +21,7 @@ from datakit.plan import Plan
 from datakit.reading import blocks
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import STRUCT_NOTE
-from datakit.reading.decode import File
+from datakit.reading.decode import File, is_remote
 from datakit.reading.limits import BATCH_ROWS, BLOCK
 from datakit.reading.sources import Source
 from datakit.report import Budget, Report, Summary, failing, summarise
@@ -93,8 +93,13 @@ def read_blocks(plan: Plan, index: int, pool: Pool, seen: Seen) -> Iterator[Bloc
         for _ in file.raw():
             pass
     elif source.how == "jsonl":
-        group = _same_group(format.group) if format and format.group else None
-        yield from blocks.line_blocks(file.decoded(), index, source.path, target, group)
+        if format and format.group:
+            yield from blocks.line_blocks(file.decoded(), index, source.path, target, _same_group(format.group))
+        elif source.compression or is_remote(source.real):
+            yield from blocks.line_blocks(file.decoded(), index, source.path, target)
+        else:
+            real = source.real.removeprefix("file://")
+            yield from blocks.file_blocks(file.raw(), index, source.path, real, target)
     elif source.how == "rejects":
         yield from blocks.reject_blocks(file.decoded(), index, source.path, target)
     elif source.how in ("csv", "tsv"):

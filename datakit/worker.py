@@ -62,13 +62,15 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 def pack_block(block: Block) -> tuple[dict[str, Any], bytes]:
-    names = ("source", "first", "offset", "size", "spans", "rows", "long", "notes", "columns", "origins")
+    names = ("source", "first", "offset", "size", "spans", "rows", "long", "notes", "columns", "origins", "where")
     return {name: getattr(block, name) for name in names}, block.payload
 
 
 def unpack_block(header: dict[str, Any], payload: bytes) -> Block:
-    rows = header.pop("rows")
-    return Block(**header, rows=tuple(rows) if rows else None, payload=payload)
+    rows, where = header.pop("rows"), header.pop("where")
+    block = Block(**header, rows=tuple(rows) if rows else None, where=tuple(where) if where else None, payload=payload)
+    block.load()
+    return block
 
 
 def write_result(stream: IO[bytes], result: Result) -> None:

@@ -174,6 +174,7 @@ class Pool:
     def _halve(self, block: Block, plan: StepPlan) -> list[Result]:
         if block.rows is not None:
             raise errors.UnreadableInput(f"{block.rows[0]}: its reader crashed on it", "The file is damaged.")
+        block.load()
         spans = block.spans if block.spans is not None else _line_spans(block)
         if len(spans) <= 1:
             return [_gave_up(block, spans, plan)]

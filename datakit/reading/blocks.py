@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import codecs
 import csv
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Block:
         payload: the rows; empty where `rows` names them in a file.
         spans: where each row lies in the payload; None for JSON Lines.
         rows: (file, part, start, stop) of rows in a Parquet or Arrow file.
+        where: (file, offset, bytes) of a payload that whoever works on it reads itself; see `load`.
         long: (line, offset, bytes) of lines that were too long to hold.
         notes: such as a byte order mark that was removed.
     """
@@ -52,12 +54,27 @@ class Block:
     payload: bytes = b""
     spans: list[Span] | None = None
     rows: tuple[str, int, int, int] | None = None
+    where: tuple[str, int, int] | None = None
     long: list[tuple[int, int, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     columns: int = 0
     """For CSV, the number of columns in the header."""
     origins: list[tuple[str, int]] | None = None
     """For repaired rows, the file and row that each came from."""
+
+    def load(self) -> None:
+        """Read a payload that lies in a file.
+
+        Raises:
+            UnreadableInput: the file has become shorter.
+        """
+        if self.where is not None:
+            path, offset, size = self.where
+            with open(path, "rb") as handle:  # noqa: PTH123
+                self.payload = os.pread(handle.fileno(), size, offset)
+            if len(self.payload) < size:
+                raise UnreadableInput(f"{path}: changed while it was read", "Run again when nothing writes to it.")
+            self.where = None
 
 
 def without_bom(chunks: Iterator[bytes]) -> tuple[bool, Iterator[bytes]]:
@@ -131,6 +148,67 @@ def line_blocks(
             first, offset, long, notes = first + lines, offset + len(payload), [], []
     if long or notes:
         yield Block(source, first, offset, sum(size for _, _, size in long), long=long, notes=notes)
+
+
+def file_blocks(chunks: Iterable[bytes], source: int, path: str, real: str, target: int = BLOCK) -> Iterator[Block]:
+    """The same blocks as `line_blocks`, of a plain file that workers can read: only their places are passed on.
+
+    Args:
+        chunks: the bytes of the file, which are hashed on the way.
+        real: where the file is.
+    """
+    found, stream = without_bom(iter(chunks))
+    start = position = len(BOM) if found else 0  # of the block, and of the chunk
+    notes = ["DK119"] if found else []
+    long: list[tuple[int, int, int]] = []
+    first, lines = 1, 0
+    line_start = start  # of the line that is being passed
+    skipping = False
+
+    def block(end: int) -> Block:
+        made = Block(source, first, start, end - start, where=(real, start, end - start), long=long, notes=notes)
+        if first == 1 and lines == 1:
+            made.load()
+            if b"\r" in made.payload.rstrip(b"\r\n") and _carriage_returns_only(made.payload):
+                hint = "Convert it, for example with tr '\\r' '\\n'."
+                raise UnreadableInput(f"{path}: lines end on carriage returns alone", hint)
+        return made
+
+    for chunk in stream:
+        at = 0
+        while at < len(chunk):
+            wanted = at if skipping else max(at, start + target - 1 - position)
+            end = chunk.find(b"\n", wanted) + 1 if wanted < len(chunk) else 0
+            last = chunk.rfind(b"\n", at, end - 1 if end else len(chunk)) + 1
+            if last:
+                lines += chunk.count(b"\n", at, last)
+                line_start = position + last
+            stop = position + (end or len(chunk))
+            if not skipping and stop - line_start > MAX_LINE:
+                if line_start > start:
+                    yield block(line_start)
+                    long, notes = [], []
+                first, lines, start, skipping = first + lines, 0, line_start, True
+            if not end:
+                break
+            at, lines = end, lines + 1
+            if skipping:
+                long.append((first, start, stop - start))
+                skipping = False
+            else:
+                yield block(stop)
+                long, notes = [], []
+            first, lines, start, line_start = first + lines, 0, stop, stop
+        position += len(chunk)
+    if skipping:
+        long.append((first, start, position - start))
+        first, start = first + 1, position
+    elif position > start:
+        lines += position > line_start
+        yield block(position)
+        long, notes = [], []
+    if long or notes:
+        yield Block(source, first, start, sum(size for _, _, size in long), long=long, notes=notes)
 
 
 def _carriage_returns_only(payload: bytes) -> bool:
