@@ -75,3 +75,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"datakit.{module}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

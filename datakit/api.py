@@ -235,7 +235,8 @@ def _report_of(command: str, folder: str, manifest: Mapping[str, Any]) -> Report
         ledger=dict(ledger),
         verdict="passed",
     )
-    report.findings = [_summary(entry) for entry in manifest["findings"]]
+    if command == "convert":  # for others they are old news
+        report.findings = [_summary(entry) for entry in manifest["findings"]]
     return report
 
 
@@ -346,6 +347,8 @@ def export(
         NotWritten: the disk refuses.
     """
     target = Path(jsonl)
+    if target.name in ("", "-") or target.suffix in (".gz", ".zst", ".bz2"):
+        raise UsageError(f"--jsonl {jsonl}: not the name of a plain file", "Write to a .jsonl file and pack that.")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists", "Replace it with --overwrite.")
     shards = load(folder, split=split)
@@ -363,7 +366,8 @@ def export(
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    report.rows_out, report.output = rows, str(target)
+    report.rows_in = report.rows_out = rows
+    report.output = str(target)
     report.verdict = f"{rows} rows written"
     return report
 

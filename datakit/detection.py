@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from datakit.errors import AmbiguousFormat, UnknownFormat
+from datakit.errors import AmbiguousFormat, UnknownFormat, UsageError
 from datakit.findings import shown
 from datakit.formats import FORMATS
 from datakit.formats.declare import Format, Row, look
@@ -88,6 +88,8 @@ def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) ->
     ranked = sorted(total, key=lambda name: (-total[name], name))
     best = ranked[0] if ranked else None
     if best is None or sum(p > 0 for p in scores[best]) < 0.5 * len(rows):
+        if target is not None and rows:
+            _refuse_target(detect_rows(rows, path), path, target)
         raise _unknown(rows, path, target, ranked[:1])
     winner = FORMATS[best]
     rivals = [name for name in ranked[1:] if total[name] >= MARGIN * total[best]]
@@ -103,6 +105,20 @@ def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) ->
         _evidence(winner, rows),
         (ranked[1], round(total[ranked[1]], 3)) if len(ranked) > 1 else None,
         _for_drift(rest, winner, target),
+    )
+
+
+def _refuse_target(found: Detection, path: str, target: Target) -> None:
+    """Say what a file is that cannot become what was asked for.
+
+    Raises:
+        UsageError: always.
+    """
+    layout = found.format.layout
+    can = ", ".join(x.name for x in LAYOUTS if reaches(layout, x))
+    raise UsageError(
+        f"{path} is {found.format.name}, which is {layout.name}; it cannot become {target} without loss",
+        f"It can become {can}.",
     )
 
 
@@ -170,7 +186,7 @@ def _unknown(rows: Sequence[Row], path: str, target: Target | None, best: Sequen
     if best:
         hint += f"{best[0]} explains some of the rows. "
     return UnknownFormat(
-        message, hint + "Say what the columns mean with --map FILE (docs/formats.md), or name a --format."
+        message, hint + "Say what the columns mean with --map FILE (docs/add-a-format.md), or name a --format."
     )
 
 

@@ -12,6 +12,7 @@ paired in order, which is how these files are meant.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -161,6 +162,9 @@ def _role(rest: Message, turn: Turn, path: str) -> str:
     word = rest.pop(key)
     role = turn.roles.get(word) if isinstance(word, str) else None
     if role is None:
+        close = difflib.get_close_matches(str(word), turn.roles, n=1)
+        if close:
+            raise BadRow("DK201", f"{path}.{key}", f"unknown role {shown(word)}; did you mean {close[0]!r}?")
         allowed = ", ".join(dict.fromkeys(turn.roles.values()))
         raise BadRow("DK201", f"{path}.{key}", f"unknown role {shown(word)}; known words stand for {allowed}")
     return role

@@ -201,18 +201,28 @@ def _open(path: str, folder: Path) -> list[Source]:
         return [Source(path, "jsonl", real=spool(rows, folder))]
     if path == "-":
         real = spool(None, folder)
-        told = sources.identify(real) if Path(real).stat().st_size else Source(real, "jsonl")
-        how = "jsonl" if told.how == "json" else told.how
-        source = Source("-", told.how if told.how != "json" else how, told.compression, real)
-        if told.how == "json":
-            source.how = "json"
-            refine(source)
-        return [source]
+        return [_standard_input(real)]
     if Path(path).is_dir():
         return _open_unit(path)
     source = sources.identify(path)
     refine(source)
     return [source]
+
+
+def _standard_input(real: str) -> Source:
+    """What standard input held, by its first bytes."""
+    if not Path(real).stat().st_size:
+        return Source("-", "jsonl", real=real)
+    try:
+        told = sources.identify(real)
+    except UnreadableInput as error:
+        raise UnreadableInput(
+            "standard input: its first bytes do not say what it is",
+            "JSON, JSON Lines, Parquet and Arrow are known, also packed; write CSV to a file with that suffix.",
+        ) from error
+    source = Source("-", told.how, told.compression, real)
+    refine(source)
+    return source
 
 
 def _from_hub(path: str) -> Iterable[Any]:
@@ -236,7 +246,7 @@ def _open_unit(folder: str) -> list[Source]:
     base = Path(folder)
     if (base / "manifest.json").is_file():
         manifest = manifests.load(folder)
-        wrong = manifests.mismatches(folder, manifest)
+        wrong = manifests.mismatches(folder, manifest, rows_only=True)
         if wrong:
             name, why = wrong[0]
             raise UnreadableInput(f"{folder}/{name}: {why}", f"`datakit verify {folder}` lists everything.")

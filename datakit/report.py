@@ -119,7 +119,8 @@ def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFi
         if severities[id] == "off":
             continue
         places = [_place(place) for place in tally.places.get(id, [])]
-        found[id] = Summary(id, CHECKS[id].name, severities[id], count, _share(count, tally.rows_in), places)
+        share = _share(count, max(tally.rows_in, tally.rows_out))
+        found[id] = Summary(id, CHECKS[id].name, severities[id], count, share, places)
     for finding in whole:
         id = finding.id
         if severities[id] == "off":

@@ -364,6 +364,8 @@ def judge(plan: Plan, seen: Seen, command: str) -> Report:
         ],
         inputs=_inputs(plan, seen),
     )
+    if not tally.rows_in and not any(plan.detections) and not (plan.request.format or plan.request.map):
+        report.format = report.kind = report.form = report.conversational = None  # nothing was there to be anything
     _decide(plan, seen, report, findings)
     return report
 
@@ -390,7 +392,7 @@ def _decide(plan: Plan, seen: Seen, report: Report, findings: list[Summary]) -> 
     elif not tally.rows_out and request.fail_on != "never":
         report.exit_code, report.verdict = 1, "no rows"
     else:
-        report.verdict = f"{bad} bad rows within {budget}" if bad else "passed"
+        report.verdict = f"{bad} bad rows{f' within {budget}' if budget else ''}" if bad else "passed"
 
 
 def _inputs(plan: Plan, seen: Seen) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ class Shards:
     def open(cls, folder: str | os.PathLike[str], split: str | None = None) -> Self:
         """See `datakit.load`."""
         manifest = manifests.load(folder)
-        wrong = manifests.mismatches(folder, manifest)
+        wrong = manifests.mismatches(folder, manifest, rows_only=True)
         if wrong:
             path, what = wrong[0]
             raise UnreadableInput(f"{folder}/{path}: {what}", f"`datakit verify {folder}` lists everything.")

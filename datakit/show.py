@@ -61,7 +61,7 @@ def report(found: Report) -> None:
         console.print(Text(f"kind {found.kind}, form {found.form} ({values}), format {found.format}"))
     _findings(console, found.findings)
     _facts(console, found.facts)
-    if found.ledger:
+    if found.ledger and found.command in ("convert", "validate"):
         _ledger(console, found)
     if found.output and found.exit_code == 0 and found.command == "convert":
         console.print(Text(f"{len(found.shards)} shards in {safe(found.output)}"))

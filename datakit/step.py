@@ -156,6 +156,7 @@ def _format_of(spec: bytes) -> Format:
 
 def convert_block(block: Block, plan: StepPlan) -> Result:
     """Run the step on one block."""
+    block.load()
     source = plan.sources[block.source]
     sink = _Sink(plan, source)
     tally = sink.tally

@@ -68,9 +68,7 @@ def pack_block(block: Block) -> tuple[dict[str, Any], bytes]:
 
 def unpack_block(header: dict[str, Any], payload: bytes) -> Block:
     rows, where = header.pop("rows"), header.pop("where")
-    block = Block(**header, rows=tuple(rows) if rows else None, where=tuple(where) if where else None, payload=payload)
-    block.load()
-    return block
+    return Block(**header, rows=tuple(rows) if rows else None, where=tuple(where) if where else None, payload=payload)
 
 
 def write_result(stream: IO[bytes], result: Result) -> None:

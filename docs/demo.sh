@@ -23,4 +23,4 @@ run datakit verify demo/chat
 run datakit stats demo/chat
 run datakit export demo/chat --jsonl demo/chat.jsonl
 
-printf '\nShards of four kinds are in demo/. Next: datakit convert YOUR.jsonl -o shards/\n'
+printf "\nShards of four kinds are in demo/. Next: %s/datakit convert YOUR.jsonl -o shards/\n" "$BIN"

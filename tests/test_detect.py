@@ -8,7 +8,7 @@ import pytest
 
 import datakit
 from datakit.detection import Detection, detect_rows
-from datakit.errors import AmbiguousFormat, UnknownFormat
+from datakit.errors import AmbiguousFormat, UnknownFormat, UsageError
 from datakit.formats import FORMATS
 from datakit.formats.declare import Row
 from datakit.schema import Target
@@ -290,10 +290,12 @@ def test_no_rows() -> None:
         found([])
 
 
-def test_what_cannot_become_the_target_is_unknown(tmp_path: Path) -> None:
-    with pytest.raises(UnknownFormat, match="no known format that can become kto explains the rows"):
+def test_what_cannot_become_the_target_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is openai, which is sft:messages; it cannot become kto"):
         found([{"messages": chat()}], "kto")
-    with pytest.raises(UnknownFormat, match="stepwise"):
+    with pytest.raises(UnknownFormat, match="no known format explains the rows"):
+        found([{"what": 1}], "kto")
+    with pytest.raises(UsageError, match="stepwise"):
         datakit.detect(write(tmp_path / "rows.jsonl", [{"messages": chat()}]), to="stepwise")
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datakit
-from datakit.errors import UnknownFormat, UsageError
+from datakit.errors import UsageError
 from datakit.findings import BadRow
 from datakit.formats.declare import Record
 from datakit.formats.parse import common_prompt
@@ -317,7 +317,7 @@ def test_to_names_no_layout(tmp_path: Path, to: str) -> None:
 
 def test_to_another_kind_is_refused(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", PAIR)
-    with pytest.raises(UnknownFormat, match="that can become kto"):
+    with pytest.raises(UsageError, match="is dpo, which is preference:strings; it cannot become kto"):
         datakit.convert(rows, tmp_path / "out", to="kto", workers=1)
     with pytest.raises(UsageError, match="preference:strings cannot become that without loss") as caught:
         datakit.convert(rows, tmp_path / "out", to="kto", format="dpo", workers=1)

@@ -101,7 +101,7 @@ def reasoning_inconsistent(message: Message) -> Seen:
 
 
 TURNS: Final = (
-    Check("DK201", "role-unknown", "error", "Every role is one that the format knows.", "Add the word under [roles] in a --map file."),
+    Check("DK201", "role-unknown", "error", "Every role is one that the format knows.", "Correct the word in the file; where it is your own, name it under [roles] in a --map file (docs/add-a-format.md)."),
     Check("DK202", "last-not-assistant", "warning", "A conversation ends on an assistant turn.", "Nothing if it is meant; the last turn is only not trained.", "roles", last_not_assistant, ("sft", "trajectory")),
     Check("DK203", "no-assistant", "error", "A conversation has an assistant turn to train.", "Remove the row, or convert --to prompt.", "roles", no_assistant, CHATS, raised=True),
     Check("DK204", "system-misplaced", "warning", "A system message stands at the start, once.", "Some chat templates refuse such rows; move the text into a user turn.", "roles", system_misplaced),

@@ -33,9 +33,11 @@ def not_written(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        again = "Run the same command again when there is room; finished shards are kept." if full else ""
         raise NotWritten(
             f"{error.filename or path}: {error.strerror or error} ({_free(path)} free)",
-            "Nothing was replaced. Run the same command again when there is room; finished shards are kept.",
+            f"Nothing was replaced. {again}".strip(),
         ) from error
 
 
@@ -61,6 +63,8 @@ class HashedFile:
         self.closed = False
 
     def write(self, data: Any) -> int:
+        if self.closed:
+            return len(data)  # a writer that is thrown away wants to write its footer
         _announce("write", self.path)
         view = memoryview(data).cast("B")
         self._hash.update(view)

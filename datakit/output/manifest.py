@@ -71,13 +71,20 @@ def files(manifest: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
         yield entry["path"], entry["bytes"], entry["sha256"]
 
 
-def mismatches(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(path, what is wrong) for every file that is missing, changed or not listed."""
+def mismatches(
+    folder: str | os.PathLike[str], manifest: Mapping[str, Any], rows_only: bool = False
+) -> list[tuple[str, str]]:
+    """(path, what is wrong) for every file that is missing, changed or not listed.
+
+    With `rows_only`, files that hold no rows of the output are left out: rejects are there to be repaired.
+    """
     base = Path(folder)
     found: list[tuple[str, str]] = []
     listed = {NAME, "README.md"}
     for name, size, sha256 in files(manifest):
         listed.add(name)
+        if rows_only and name.startswith("rejects/"):
+            continue
         path = base / name
         if not path.is_file():
             found.append((name, "missing"))
@@ -85,7 +92,7 @@ def mismatches(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> l
             found.append((name, f"{path.stat().st_size} bytes where {size} were written"))
         elif file_sha256(path) != sha256:
             found.append((name, "its bytes have changed"))
-    for folder_name in ("data", "rejects"):
+    for folder_name in ("data",) if rows_only else ("data", "rejects"):
         for path in sorted((base / folder_name).rglob("*")):
             name = path.relative_to(base).as_posix()
             if path.is_file() and name not in listed:
