@@ -60,7 +60,8 @@ def encode(kept: Kept, columns: Columns, severities: Mapping[str, str], tally: T
     texts = {column.name: [dumps(record[column.name]) for record in records] for column in columns.layout.columns}
     _see_rests(kept, tally)
     joined = _see_damage(texts, kept, columns.layout, severities, tally)
-    extras = [_extra(record, columns.side) for record in records]
+    more = any(len(record) > len(texts) for record in records)
+    extras = [_extra(record, columns.side) for record in records] if more else []
     keys = _conflicts(records, texts, columns.layout.kind, tally)
     return Encoded(kept, columns, texts, joined, _digests(texts, extras), keys)
 

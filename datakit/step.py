@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 from orjson import dumps
 
-from datakit import checks
+from datakit import checks, plain
 from datakit.checks import CHECKS
 from datakit.checks.content import damaged
 from datakit.encode import OPTIONAL_NAMES, Columns, Kept, encode
@@ -119,6 +119,10 @@ def output_schema(plan: StepPlan) -> pa.Schema:
     return pa.schema(fields)
 
 
+Short = Callable[[Row, int, str], bool]
+"""Takes a row, its number and the file it came from, if that is not the source; whether it went the short way."""
+
+
 @dataclass(slots=True)
 class _Unit:
     """One input row, or the rows of one group."""
@@ -138,13 +142,14 @@ class _Sink:
 
     def __init__(self, plan: StepPlan, source: SourcePlan) -> None:
         self.plan, self.source, self.numbering = plan, source, source.numbering
+        self.canonical = source.format == "canonical"
         self.layout = plan.layout
         self.tally = Tally()
         self.rejects: list[dict[str, Any]] = []
         self.kept = Kept()
         self.names = [c.name for c in self.layout.columns]
         self.wanted: set[str] = set()
-        self.plain = False
+        self.plain = 0
         self.raised = {id for id in ("DK107", "DK901", "DK909") if plan.severities[id] == "error"}
 
 
@@ -166,27 +171,25 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
         _reject(sink, _Unit(line, b"", None, None, offset), [finding])
     for note in block.notes:
         tally.see(note, [source.path, block.first, "", CHECKS[note].rule].copy)
-    canonical = source.format == "canonical"
-    format = None if canonical else _format_of(orjson.dumps(source.format))
-    sink.plain = (
-        format is not None
-        and format.layout is sink.layout
-        and not (format.group or format.expand or plan.side or sink.raised)
-        and plan.reasoning == "keep"
-    )
+    format = None if sink.canonical else _format_of(orjson.dumps(source.format))
     others = [FORMATS[name] for name in source.others]
-    units = _units(block, tally)
+    units = _units(block, tally, _short_way(sink, format, block))
     for unit in _grouped(units, format) if format and format.group else units:
         _convert_unit(sink, unit, format, others)
+    tally.single += sink.plain
+    tally.rows_out += sink.plain
+    if sink.plain:
+        tally.fanout["1"] += sink.plain
     return _finish(sink)
 
 
-def _units(block: Block, tally: Tally) -> Iterator[_Unit]:
-    """The rows of a block, decoded."""
+def _units(block: Block, tally: Tally, short: Short) -> Iterator[_Unit]:
+    """The rows of a block, decoded; without those that have gone the short way."""
     if block.rows is not None:
         for number, row in read_rows(block.rows, block.first):
             tally.rows_in += 1
-            yield _Unit(number, row, row)
+            if not short(row, number, ""):
+                yield _Unit(number, row, row)
         return
     for index, (number, data, offset) in enumerate(_numbered(block)):
         if not data or data.isspace():
@@ -195,13 +198,16 @@ def _units(block: Block, tally: Tally) -> Iterator[_Unit]:
         tally.rows_in += 1
         path, at = block.origins[index] if block.origins else ("", number)
         try:
-            yield _Unit(at, data, parse_row(data), None, offset, path)
+            row = parse_row(data)
         except BadRow as bad:
             finding = bad.finding
             if block.columns and finding.id == "DK112":
                 cells = len(orjson.loads(data))
                 finding = Finding("DK104", "", f"{cells} cells under a header of {block.columns}")
             yield _Unit(at, data, None, finding, offset, path)
+        else:
+            if not short(row, at, path):
+                yield _Unit(at, data, row, None, offset, path)
 
 
 def _numbered(block: Block) -> Iterator[tuple[int, bytes, int]]:
@@ -249,8 +255,6 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
     if unit.finding is not None or unit.row is None:
         _reject(sink, unit, [unit.finding] if unit.finding else [])
         return
-    if sink.plain and format is not None and _convert_plain(sink, unit, unit.row, format):
-        return
     notes: list[Finding] = []
     try:
         if format is None:
@@ -286,25 +290,29 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
         _keep(sink, unit, record, rest)
 
 
-def _convert_plain(sink: _Sink, unit: _Unit, row: Row, format: Format) -> bool:
-    """The short way of most rows: one record, no findings, nothing to reshape. False sends a row the long way."""
-    context = Context()
-    notes: list[Finding] = []
-    try:
-        record, rest = normalise(format, row, context)
-    except BadRow:
-        return False
-    if context.notes or len(record) != len(sink.names):
-        return False
-    checks.check_row(sink.layout, record, rest, notes)
-    if notes:
-        return False
-    tally = sink.tally
-    tally.single += 1
-    tally.rows_out += 1
-    tally.fanout["1"] += 1
-    _keep(sink, unit, record, rest)
-    return True
+def _short_way(sink: _Sink, format: Format | None, block: Block) -> Short:
+    """Takes rows that are as plain as most: one record, no findings, nothing to reshape. False leaves a row alone."""
+    plan = sink.plan
+    read = None
+    if format is not None and format.layout is sink.layout and not (plan.side or sink.raised):
+        read = plain.reader(format, plan.kind) if plan.reasoning == "keep" else None
+    if read is None:
+        return lambda row, number, origin: False
+    kept, path = sink.kept, sink.source.path
+    tags = block.rows is not None or plain.may_have_tags(block.payload)
+
+    def take(row: Row, number: int, origin: str) -> bool:
+        messages = read(row, tags)
+        if messages is None:
+            return False
+        kept.records.append({"messages": messages})
+        kept.rests.append(row)
+        kept.rows.append(number)
+        kept.origins.append((origin or path, number))
+        sink.plain += 1
+        return True
+
+    return take
 
 
 def _raised(sink: _Sink, record: Record, rest: Row) -> list[Finding]:
@@ -357,7 +365,10 @@ def _canonical(row: Row) -> tuple[Record, Layout, Row]:
     own = {column.name for column in found.columns} | {*OPTIONAL_NAMES}
     side = {name: value for name, value in made.items() if name not in own and value is not None}
     made = {name: value for name, value in made.items() if name in own}
-    return made, found, {**rest, **side, SOURCE: row.get(SOURCE), ROW: row.get(ROW)}
+    source, number = row.get(SOURCE), row.get(ROW)
+    if not isinstance(source, str) or type(number) is not int:
+        raise BadRow("DK104", SOURCE, f"a row of a shard without its source: {shown(source)}, {shown(number)}")
+    return made, found, {**rest, **side, SOURCE: source, ROW: number}
 
 
 def _has_messages(record: Record) -> bool:
@@ -434,7 +445,7 @@ def _keep(sink: _Sink, unit: _Unit, record: Record, rest: Row) -> None:
     kept.records.append(record)
     kept.rests.append(rest)
     kept.rows.append(unit.number)
-    if SOURCE in rest:
+    if sink.canonical:
         kept.origins.append((rest.pop(SOURCE), rest.pop(ROW)))
     else:
         kept.origins.append((unit.path or sink.source.path, unit.number))

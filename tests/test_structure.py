@@ -30,7 +30,7 @@ LEVELS = [
     ["formats"],
     ["checks.structure", "checks.turns", "checks.tools", "checks.preference", "checks.kto", "checks.content"],
     ["checks"],
-    ["reading.sources", "reading.sample", "detection", "encode", "whole"],
+    ["reading.sources", "reading.sample", "detection", "encode", "plain", "whole"],
     ["step"],
     ["report", "worker", "workers"],
     ["output.disk", "output.card", "output.manifest", "output.shards", "output.transaction"],
