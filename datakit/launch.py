@@ -21,6 +21,9 @@ _MAIN: Final = (
     f"import sys; sys.path.append({_ROOT!r}); sys.modules['numpy'] = None; from datakit.worker import main; main()"
 )
 
+# Blocks are taken and given back all the time; glibc would hand their pages to the system and fault them in again.
+_KEEP_PAGES: Final = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+
 _waiting: list[subprocess.Popen[bytes]] = []
 
 
@@ -35,6 +38,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env={**_KEEP_PAGES, **os.environ},
         pipesize=_PIPE,
         bufsize=1 << 20,
         start_new_session=True,

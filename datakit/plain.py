@@ -27,11 +27,6 @@ The flag says whether a text may hold a `<think>` tag; one search through a whol
 """
 
 
-def may_have_tags(data: bytes) -> bool:
-    """Whether the texts of a block of JSON may hold the end of a `<think>` or `</think>`."""
-    return b"think>" in data or b"\\u00" in data
-
-
 def reader(format: Format, kind: str) -> Reader | None:
     """The reader of plain rows of a format, or None where its rows are never plain."""
     simple = format.slot_of and not (format.parse or format.group or format.expand or format.copies)

@@ -29,7 +29,7 @@ from datakit.formats.reshape import reshape, with_reasoning
 from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
-from datakit.reading.rows import parse_row
+from datakit.reading.rows import may_escape, parse_row
 from datakit.schema import ARROW, ID, META, OPTIONAL, PROVENANCE, ROW, SOURCE, Layout, Type, layout
 from datakit.tally import Tally
 
@@ -191,6 +191,7 @@ def _units(block: Block, tally: Tally, short: Short) -> Iterator[_Unit]:
             if not short(row, number, ""):
                 yield _Unit(number, row, row)
         return
+    escapes = may_escape(block.payload)
     for index, (number, data, offset) in enumerate(_numbered(block)):
         if not data or data.isspace():
             tally.blank += 1
@@ -198,7 +199,7 @@ def _units(block: Block, tally: Tally, short: Short) -> Iterator[_Unit]:
         tally.rows_in += 1
         path, at = block.origins[index] if block.origins else ("", number)
         try:
-            row = parse_row(data)
+            row = parse_row(data, escapes)
         except BadRow as bad:
             finding = bad.finding
             if block.columns and finding.id == "DK112":
@@ -299,7 +300,7 @@ def _short_way(sink: _Sink, format: Format | None, block: Block) -> Short:
     if read is None:
         return lambda row, number, origin: False
     kept, path = sink.kept, sink.source.path
-    tags = block.rows is not None or plain.may_have_tags(block.payload)
+    tags = block.rows is not None or may_escape(block.payload) or b">" in block.payload
 
     def take(row: Row, number: int, origin: str) -> bool:
         messages = read(row, tags)

@@ -93,6 +93,6 @@ def test_plain_rows_go_the_short_way(monkeypatch):
     assert taken == [[{"role": "user", "content": "你好"}, {"role": "assistant", "content": "a: b"}]]
 
 
-@pytest.mark.parametrize("name", ["alpaca", "kto-conversation", "rlvr", "ultrafeedback-binarized"])
+@pytest.mark.parametrize("name", ["alpaca", "kto-conversation", "rlvr", "hh-rlhf"])
 def test_formats_of_other_rows_have_no_short_way(name):
     assert plain.reader(FORMATS[name], FORMATS[name].layout.kind) is None
