@@ -1,0 +1,238 @@
+"""The one place where chat templates are compiled and rendered, byte for byte as `transformers` renders them.
+
+A chat template is a program from a stranger. It runs in Jinja's immutable sandbox, whose escapes are known and closed in
+the version that is required, but a sandbox limits neither time nor memory: constants are folded when a template is
+compiled, and one multiplication can take all memory before a timer fires. So this module is used in worker processes
+only, which have a memory limit and a deadline (see `worker`), and `Deadline` stops what runs too long between two
+operations without losing the worker.
+
+Source of what must be equal: `transformers/utils/chat_template_utils.py` and `apply_chat_template` (5.x).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jinja2.parser import Parser
+
+MAX_TEXT: Final = 8 << 20
+"""Characters of one rendered row."""
+
+SECONDS: Final = 2.0
+"""Time that one render may take."""
+
+NEVER_THE_SAME: Final = ("strftime_now", "random", "lipsum", "shuffle")
+"""Names in a template that make its output depend on the day or on chance."""
+
+Variables = Mapping[str, Any]
+
+
+class Refused(Exception):
+    """A template does not compile, or refuses a row; the text says why."""
+
+
+class TooLong(BaseException):
+    """A render ran out of time. Not an Exception, so that no template and no library catches it."""
+
+
+class _Dict:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args, **kwargs)
+
+
+class _Namespace(Namespace):
+    """A namespace without underscore names, through which CPython's internals could be reached."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that `namespace(self=...)` works
+        self, given = args[0], args[1:]
+        values = dict(*given, **kwargs)
+        for name in values:
+            _checked(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _checked(name)
+        Namespace.__setitem__(self, name, value)
+
+
+def _checked(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold the underscore name {name!r}")
+
+
+class Generation(jinja2.ext.Extension):
+    """`{% generation %} ... {% endgeneration %}`: text that the assistant writes. Here it only prints its body."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja reads it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(line)
+
+    def body(self, caller: Macro) -> str:
+        text: str = caller()
+        return text
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _tojson(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class Environment(ImmutableSandboxedEnvironment):
+    """Jinja as chat templates know it.
+
+    Args:
+        now: what `strftime_now` says; None for the time of the call.
+        generation: the extension that stands for the generation tag.
+    """
+
+    def __init__(self, now: datetime | None = None, generation: type[Generation] = Generation) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[generation, jinja2.ext.loopcontrols])
+        self.filters["tojson"] = _tojson
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = lambda format: (now or datetime.now()).strftime(format)  # noqa: DTZ005
+        self.globals["dict"] = _Dict()
+        self.globals["namespace"] = _Namespace
+        del self.globals["lipsum"]  # random text, and a way to make much of it
+
+    def compile_template(self, source: str) -> jinja2.Template:
+        """A template, or the reason why it is none.
+
+        Raises:
+            Refused: a syntax error, or constants that cannot be folded within the limits.
+        """
+        try:
+            with deadline():
+                return self.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise Refused(f"line {error.lineno}: {error.message}") from None
+        except TooLong:
+            raise Refused(f"compiling it takes more than {SECONDS:g} s") from None
+        except (MemoryError, RecursionError, OverflowError, SyntaxError, ValueError) as error:
+            raise Refused(f"it does not compile: {type(error).__name__}") from None
+
+    def render_template(self, template: jinja2.Template, variables: Variables) -> Any:
+        """The text of one row.
+
+        Raises:
+            Refused: the template raises, takes too long, or prints too much.
+        """
+        parts: list[str] = []
+        size = 0
+        try:
+            with deadline():
+                for part in template.root_render_func(self._context(template, variables)):
+                    size += len(part)
+                    if size > MAX_TEXT:
+                        raise Refused(f"it prints more than {MAX_TEXT} characters")
+                    parts.append(part)
+                return self.concat(parts)
+        except TooLong:
+            raise Refused(f"it takes more than {SECONDS:g} s") from None
+        except (MemoryError, RecursionError) as error:
+            raise Refused(f"it takes too much memory ({type(error).__name__})") from None
+        except Refused:
+            raise
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            raise Refused(f"{type(error).__name__}: {text[0] if text else ''}"[:300]) from None
+
+    @staticmethod
+    def _context(template: jinja2.Template, variables: Variables) -> Context:
+        return template.new_context(dict(variables))
+
+
+@contextmanager
+def deadline(seconds: float = SECONDS) -> Iterator[None]:
+    """Raise `TooLong` where the block takes longer. Without effect outside the main thread."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TooLong
+
+    try:
+        before = signal.signal(signal.SIGALRM, stop)
+    except ValueError:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+"""Names that templates read a message's reasoning under."""
+
+
+def as_templates_see(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as a template is given them: no null keys, no loss weights, and reasoning under the names in use."""
+    made = []
+    for message in messages:
+        plain = {key: value for key, value in message.items() if value is not None and key != "weight"}
+        reasoning = next((plain[key] for key in REASONING if plain.get(key) is not None), None)
+        if reasoning is not None:
+            plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+        made.append(plain)
+    return made
+
+
+def variables(
+    messages: Sequence[Mapping[str, Any]],
+    special: Mapping[str, str],
+    tools: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    prompt: bool = False,
+) -> dict[str, Any]:
+    """What a template can read.
+
+    Args:
+        messages: one conversation.
+        special: the tokenizer's special tokens by name.
+        tools: tool definitions, or None.
+        kwargs: the row's `chat_template_kwargs`.
+        prompt: whether to end on the prompt for the next answer.
+    """
+    shared = {**special, **(kwargs or {})}
+    shared.pop("add_generation_prompt", None)
+    return {
+        "messages": as_templates_see(messages),
+        "tools": tools,
+        "documents": None,
+        "add_generation_prompt": prompt,
+        **shared,
+    }
+
+
+def never_the_same(source: str) -> list[str]:
+    """Names in a template that make its output change from day to day or from call to call."""
+    tree = Environment().parse(source)
+    called = {node.name for node in tree.find_all(nodes.Name)} | {node.name for node in tree.find_all(nodes.Filter)}
+    return [name for name in NEVER_THE_SAME if name in called]

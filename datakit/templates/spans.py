@@ -1,0 +1,450 @@
+"""Which characters of a rendered conversation the assistant wrote: proven for every row, or refused with the reason.
+
+The law. The span of an assistant message holds its content, reasoning and tool calls as the template prints them, and
+the end of its turn; it holds nothing of any other message, of the tools or of the template's arguments. Fixed text of
+the template before it is not trained, unless it opens a reasoning or a tool call, which the model has to write itself;
+white space behind the end of the turn is not trained either. Where the template, or its training twin, marks what is
+generated (`{% generation %}`) and the marks keep the law, they decide about that fixed text.
+
+How it is shown. The row is rendered a second time with tracked strings. Both texts are equal, so it is the same
+execution; the origin of every character is then known, and the stretch of the output that the template printed for each
+message. Four things follow without looking at the meaning of any text:
+
+    start   the first character of the message's own data; where that is a reasoning or a call, the end of the template's
+            own prompt for an answer, found in the fixed text before it
+    end     the end of the stretch that the template printed for this message, without trailing white space; where the
+            template closes a turn elsewhere, what the whole text and the conversation cut behind the turn agree on
+    inside  no data of another origin between them
+    outside no data of the message outside, but for copies, such as a tool's name over its result
+
+Anything else is refused. Nothing here knows a template, a name or a hash.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+from datakit.templates.output import Interval, Output, Run
+from datakit.templates.tracked import TOOLS
+
+Render = Callable[[Sequence[Mapping[str, Any]], bool], Output]
+"""Renders messages of one row, tracked, with its tools and arguments; the flag asks for the prompt of an answer."""
+
+CONTROL: Final = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
+"""What looks like a control token, for borders that must not fall inside one."""
+
+
+class Span(NamedTuple):
+    """Characters start to end, written in assistant message `message`."""
+
+    message: int
+    start: int
+    end: int
+
+
+class Unproven(Exception):
+    """Why the law could not be shown for a row."""
+
+
+@dataclass(slots=True)
+class Proof:
+    """What is known about a row.
+
+    Attributes:
+        spans: one per assistant message, in order, disjoint.
+        marked: whether the borders are those of generation marks.
+        unended: assistant messages behind which the template prints no end of turn.
+        lost: parts of the row that the template does not print: message number (-1 for the tools) and field.
+    """
+
+    spans: list[Span]
+    marked: bool = False
+    unended: list[int] = field(default_factory=list)
+    lost: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """An assistant message in the output: its own data, and the stretch that was printed for it."""
+
+    number: int
+    start: int
+    end: int
+    opens: str
+    """Field of the first data: content, reasoning, calls; `content` for an empty message too."""
+    interval: Interval | None
+    alone: Output | None = None
+    """The conversation up to this message, where it was needed to tell the turn from what follows."""
+    last: int = 0
+    """Where the last data of the turn ends in `alone`."""
+
+
+class Prover:
+    """Proves rows of one template; remembers the prompts that it has seen.
+
+    Args:
+        ends: texts that end a turn, such as the tokenizer's control tokens; borders do not fall inside one.
+    """
+
+    def __init__(self, ends: Sequence[str] = ()) -> None:
+        inner = "|".join(map(re.escape, sorted((e for e in ends if e), key=len, reverse=True)))
+        self._control = re.compile(f"{inner}|{CONTROL.pattern}" if inner else CONTROL.pattern)
+        self._openings: dict[tuple[str, int, str], int] = {}
+
+    def prove(
+        self, messages: Sequence[Mapping[str, Any]], output: Output, render: Render, marks: list[Interval], tools: Any
+    ) -> Proof:
+        """The spans of a row.
+
+        Args:
+            messages: the conversation.
+            output: its tracked render, whose text is known to equal the plain one.
+            render: makes further renders of the same row.
+            marks: generation blocks of the same text, if a template marks them.
+            tools: its tool definitions, if any.
+
+        Raises:
+            Unproven: with the reason.
+        """
+        if (text := output.unknown()) is not None:
+            raise Unproven(f"the template prints text whose origin is not known: {text[:60]!r}")
+        turns = []
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                turns.append(self._turn(number, messages, output, render))
+        ends = self._ends(turns, messages, output, render)
+        unended = [turn.number for turn, end in zip(turns, ends, strict=True) if end == turn.end]
+        spans = _from_marks(turns, ends, marks, output)
+        marked = spans is not None
+        if spans is None:
+            spans = [
+                Span(turn.number, self._start(turn, messages, output, render), end)
+                for turn, end in zip(turns, ends, strict=True)
+            ]
+        _check(spans, output)
+        return Proof(spans, marked, unended, lost(messages, output, tools))
+
+    # ------------------------------------------------------------ the turn
+
+    def _turn(self, number: int, messages: Sequence[Mapping[str, Any]], output: Output, render: Render) -> _Turn:
+        own = output.of(number)
+        interval = _interval(number, own, output)
+        if interval is None or _foreign(output, number, own, interval):
+            return self._turn_alone(number, messages, output, render)
+        inside = [run for run in own if interval.start <= run.start and run.end <= interval.end]
+        _only_copies(own, inside, output, number)
+        if inside:
+            return _Turn(number, inside[0].start, inside[-1].end, inside[0].origin[1], interval)
+        places = [at for at in output.empty[number] if interval.start <= at <= interval.end]
+        at = places[-1] if places else self._empty_place(number, messages, output, interval, render)
+        return _Turn(number, at, at, "content", interval)
+
+    def _empty_place(
+        self, number: int, messages: Sequence[Mapping[str, Any]], output: Output, interval: Interval, render: Render
+    ) -> int:
+        """Where the text of a message would stand of which the template prints nothing."""
+        filled = [*messages[:number], {**messages[number], "content": "x"}, *messages[number + 1 :]]
+        other = render(filled, False)
+        own = other.of(number)
+        if len(own) != 1:
+            raise Unproven(f"nothing of assistant message {number} is printed")
+        head, tail = other.text[: own[0].start], other.text[own[0].end :]
+        if head + tail != output.text or not interval.start <= own[0].start <= interval.end:
+            raise Unproven(f"nothing of assistant message {number} is printed")
+        return own[0].start
+
+    def _turn_alone(self, number: int, messages: Sequence[Mapping[str, Any]], output: Output, render: Render) -> _Turn:
+        """A turn that other messages are printed into: its extent is that in the conversation cut behind it."""
+        alone = render(messages[: number + 1], False)
+        mine, all_own = alone.of(number), output.of(number)
+        mine = [run for run in mine if run.start >= _last_foreign(alone, number)] or mine
+        own = all_own[: len(mine)]
+        same = [alone.text[a.start : a.end] == output.text[b.start : b.end] for a, b in zip(mine, own, strict=False)]
+        if not mine or len(own) < len(mine) or not all(same):
+            raise Unproven(f"assistant message {number} depends on the messages behind it")
+        _only_copies(all_own, own, output, number)
+        interval = _interval(number, own, output)
+        return _Turn(number, own[0].start, own[-1].end, own[0].origin[1], interval, alone, mine[-1].end)
+
+    # ------------------------------------------------------------ the start
+
+    def _start(self, turn: _Turn, messages: Sequence[Mapping[str, Any]], output: Output, render: Render) -> int:
+        """The first character to train."""
+        if turn.opens == "content":
+            return turn.start
+        before = max((run.end for run in output.data if run.end <= turn.start), default=0)
+        stretch = output.text[before : turn.start]
+        key = (stretch, min(turn.number, 1), turn.opens)
+        if key not in self._openings:
+            self._openings[key] = self._opening(stretch, turn, messages, render)
+        return before + self._openings[key]
+
+    def _opening(self, stretch: str, turn: _Turn, messages: Sequence[Mapping[str, Any]], render: Render) -> int:
+        """How much of the fixed text before a reasoning or a call is not part of it: the prompt, an empty thought."""
+        number = turn.number
+        answer = {"role": "assistant", "content": "x"}
+        heads = []
+        if number:
+            try:
+                prompt = render(messages[:number], True)
+            except Unproven:
+                prompt = None
+            if prompt is not None:
+                heads.append(prompt.text[max((run.end for run in prompt.data), default=0) :])
+        try:
+            answered = render([*messages[:number], answer], False)
+            own = answered.of(number)
+            if own:
+                before = max((run.end for run in answered.data if run.end <= own[0].start), default=0)
+                heads.append(answered.text[before : own[0].start])
+        except Unproven:
+            pass
+        fits = [len(head) for head in heads if head.strip() and stretch.startswith(head)]
+        if fits:
+            return max(fits)
+        for head in heads:  # the prompt ends on white space that the text prints otherwise, or not
+            bare = head.rstrip()
+            if bare and stretch.startswith(bare):
+                rest = stretch[len(bare) :]
+                return len(bare) + len(rest) - len(rest.lstrip())
+        shared = max((_shared(stretch, head) for head in heads), default=0)
+        cut = self._whole(stretch, heads, shared)
+        if cut and stretch[:cut].strip() and len(heads) > 1 and heads[0][:cut] == heads[1][:cut]:
+            return cut
+        raise Unproven(f"the start of assistant message {number} is not where the template's own prompt ends")
+
+    def _whole(self, stretch: str, others: Sequence[str], cut: int) -> int:
+        """A border in fixed text, moved back where it falls inside a control token or a word of either text."""
+        for text in (stretch, *others):
+            for match in self._control.finditer(text):
+                if match.start() < cut < match.end():
+                    cut = match.start()
+        while 0 < cut < len(stretch) and stretch[cut - 1].isalnum() and stretch[cut].isalnum():
+            cut -= 1
+        return cut
+
+    # ------------------------------------------------------------ the end
+
+    def _ends(
+        self, turns: Sequence[_Turn], messages: Sequence[Mapping[str, Any]], output: Output, render: Render
+    ) -> list[int]:
+        """Behind the end of every turn; the end of its data where the template prints no end."""
+        own = [self._own_end(turn, messages, output) for turn in turns]
+        ends = [
+            self._shared_end(turn, turn.end, messages, output, render) if end is None else end
+            for turn, end in zip(turns, own, strict=True)
+        ]
+        closers = {self._closer(output.text[turn.end : end]) for turn, end in zip(turns, ends, strict=True)}
+        for index, turn in enumerate(turns) if len(closers) > 1 else ():
+            further = self._shared_end(turn, ends[index], messages, output, render)
+            if output.text[ends[index] : further].strip() in closers:  # the next pass of the loop prints it
+                ends[index] = further
+        return ends
+
+    def _closer(self, closing: str) -> str:
+        """The control token that closes a turn, if one does."""
+        found = [match for match in self._control.finditer(closing) if not closing[match.end() :].strip()]
+        return found[-1].group() if found else ""
+
+    @staticmethod
+    def _own_end(turn: _Turn, messages: Sequence[Mapping[str, Any]], output: Output) -> int | None:
+        """Where the stretch of the turn ends; None where the template closes it elsewhere."""
+        if turn.interval is None or turn.alone is not None:
+            return None
+        text = output.text
+        closing = text[turn.end : turn.interval.end]
+        tokens = [run for run in output.tokens if run.origin[1] == "eos_token" and run.start >= turn.end]
+        for run in tokens:
+            if run.end <= turn.interval.end:
+                return run.end
+        if closing.strip():
+            return turn.end + len(closing.rstrip())
+        if turn.number == len(messages) - 1 and tokens and not text[turn.end : tokens[0].start].strip():
+            return tokens[0].end
+        return None
+
+    def _shared_end(
+        self, turn: _Turn, at: int, messages: Sequence[Mapping[str, Any]], output: Output, render: Render
+    ) -> int:
+        """What the conversation cut behind the turn prints from `at` on, as far as the whole text agrees."""
+        number = turn.number
+        alone = turn.alone or render(messages[: number + 1], False)
+        if turn.alone is not None:
+            last = turn.last
+        else:
+            own = alone.of(number)
+            last = own[-1].end if own else max(alone.empty[number], default=-1)
+            if last < 0:
+                return at
+        tail = alone.text[last + at - turn.end :]
+        if number == len(messages) - 1:
+            try:
+                asked = render([*messages, {"role": "user", "content": "x"}], False)
+            except Unproven:
+                return at
+            own = asked.of(number)
+            if not own:
+                return at
+            begin = own[-1].end + at - turn.end
+            other = asked.text[begin : _next_data(asked, begin)]
+        else:
+            other = output.text[at : _next_data(output, at)]
+        cut = self._whole(tail, [other], _shared(tail, other))
+        return at + len(tail[:cut].rstrip())
+
+
+def _interval(number: int, own: Sequence[Run], output: Output) -> Interval | None:
+    """The stretch that the outermost loop printed for a message: the largest that holds its data."""
+    found = output.intervals.get(number, [])
+    if own:
+        found = [i for i in found if i.start <= own[0].start and own[0].end <= i.end]
+    elif output.empty[number]:
+        found = [i for i in found if any(i.start <= at <= i.end for at in output.empty[number])]
+    found = [i for i in found if i.end > i.start]
+    return max(found, key=lambda i: i.end - i.start, default=None)
+
+
+def _foreign(output: Output, number: int, own: Sequence[Run], interval: Interval) -> bool:
+    """Whether data of another origin stands in the stretch behind the first of the message's own."""
+    begin = own[0].start if own else min(output.empty[number], default=interval.start)
+    for run in output.data:
+        if run.origin[0] != number and begin <= run.start and run.end <= interval.end:
+            return True
+    return False
+
+
+def _last_foreign(output: Output, number: int) -> int:
+    return max((run.end for run in output.data if run.origin[0] != number), default=0)
+
+
+def _next_data(output: Output, at: int) -> int:
+    return min((run.start for run in output.data if run.start >= at), default=len(output.text))
+
+
+def _only_copies(own: Sequence[Run], inside: Sequence[Run], output: Output, number: int) -> None:
+    """What a message prints outside its turn must be a copy of what stands inside."""
+    text = output.text
+    there = "\0".join(text[run.start : run.end] for run in inside)
+    for run in own:
+        if run not in inside and text[run.start : run.end].strip() not in there:
+            raise Unproven(f"the template prints a part of assistant message {number} outside its turn")
+
+
+def _shared(a: str, b: str) -> int:
+    size = min(len(a), len(b))
+    return next((i for i in range(size) if a[i] != b[i]), size)
+
+
+def _from_marks(
+    turns: Sequence[_Turn], ends: Sequence[int], marks: Sequence[Interval], output: Output
+) -> list[Span] | None:
+    """The spans of generation marks, where every turn has its own and the law holds for them."""
+    spans = []
+    for turn, end, own in zip(turns, ends, _by_turn(turns, marks), strict=True):
+        if not own or own[0].start > turn.start or own[-1].end < turn.end:
+            return None
+        if any(a.end != b.start for a, b in pairwise(own)):
+            return None
+        closed = output.text[turn.end : own[-1].end].strip()
+        if output.text[turn.end : end].strip() and not closed:
+            return None  # marks that leave out the end of a turn teach a model never to stop
+        spans.append(Span(turn.number, own[0].start, own[-1].end))
+    try:
+        _check(spans, output)
+    except Unproven:
+        return None
+    return spans
+
+
+def _by_turn(turns: Sequence[_Turn], marks: Sequence[Interval]) -> list[list[Interval]]:
+    """The blocks of each turn: those with its data, and those without any that follow on them."""
+    found: list[list[Interval]] = [[] for _ in turns]
+    last = None
+    for block in sorted(marks):
+        own = [n for n, turn in enumerate(turns) if block.start <= turn.end and turn.start <= block.end]
+        inside = [n for n in own if block.start <= turns[n].start and turns[n].end <= block.end]
+        last = (inside or own or [last])[0]
+        if last is not None and (block.end > block.start or not found[last]):
+            found[last].append(block)
+    return found
+
+
+def _check(spans: Sequence[Span], output: Output) -> None:
+    """The law: nothing of another origin inside, and in order."""
+    at = 0
+    for span in spans:
+        if span.start < at or span.end < span.start:
+            raise Unproven("turns overlap")
+        at = span.end
+    number = 0
+    for run in output.data:
+        while number < len(spans) and spans[number].end <= run.start:
+            number += 1
+        if number < len(spans) and run.end > spans[number].start and run.origin[0] != spans[number].message:
+            raise Unproven(f"text of another origin stands inside the turn of message {spans[number].message}")
+
+
+# ------------------------------------------------------------ what is not printed
+
+
+def lost(messages: Sequence[Mapping[str, Any]], output: Output, tools: Any) -> list[tuple[int, str]]:
+    """Parts of a row that do not appear in the text: (message, field), and (-1, "tools")."""
+    printed: dict[tuple[int, str, int], list[str]] = {}
+    for run in output.data:
+        if isinstance(run.origin[0], int):
+            printed.setdefault(run.origin, []).append(output.text[run.start : run.end])
+    found: list[tuple[int, str]] = []
+    if tools and not any(run.origin == TOOLS for run in output.data):
+        found.append((-1, "tools"))
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        texts = [(0, content)] if isinstance(content, str) else _part_texts(content)
+        if any(_missing(text, printed.get((number, "content", part), [])) for part, text in texts):
+            found.append((number, "content"))
+        reasoning = message.get("reasoning_content")
+        if isinstance(reasoning, str) and _missing(reasoning, printed.get((number, "reasoning", 0), [])):
+            found.append((number, "reasoning"))
+        for part, call in enumerate(message.get("tool_calls") or []):
+            there = "".join(printed.get((number, "calls", part), []) + printed.get((number, "calls", 0), []))
+            function = call.get("function", {})
+            if any(not _found(leaf, there) for leaf in _leaves([function.get("name"), function.get("arguments")])):
+                found.append((number, "calls"))
+                break
+    return found
+
+
+def _part_texts(content: Any) -> list[tuple[int, str]]:
+    if not isinstance(content, list):
+        return []
+    return [
+        (part, item["text"]) for part, item in enumerate(content) if isinstance(item, dict) and isinstance(item.get("text"), str)
+    ]
+
+
+def _missing(text: str, printed: Sequence[str]) -> bool:
+    """Whether characters other than white space are missing from what was printed of a text."""
+    wanted = len("".join(text.split()))
+    return wanted > 0 and len("".join("".join(printed).split())) < wanted
+
+
+def _leaves(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [leaf for key, item in value.items() for leaf in (key, *_leaves(item))]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return []
+
+
+def _found(leaf: str, there: str) -> bool:
+    bare = leaf.strip()
+    if bare in there:
+        return True
+    forms = (json.dumps(bare, ensure_ascii=False)[1:-1], json.dumps(bare)[1:-1], repr(bare)[1:-1])
+    return any(form in there for form in forms)

@@ -1,0 +1,125 @@
+"""A chat template at work: text of a row, and the spans in it that the assistant wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import jinja2
+
+from datakit.templates.compiler import TrackedEnvironment, as_tracked
+from datakit.templates.environment import Environment, Refused, variables
+from datakit.templates.output import Interval, Output, read
+from datakit.templates.skeletons import Skeletons
+from datakit.templates.spans import Proof, Prover, Unproven
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Template:
+    """One chat template with the special tokens of its tokenizer.
+
+    Args:
+        source: the Jinja text.
+        special: special tokens by name, as templates read them.
+        now: the pinned time, or None.
+        twin: a template that prints the same text with generation marks, if there is one.
+        ends: control tokens of the tokenizer.
+
+    Raises:
+        Refused: it does not compile.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special: Mapping[str, str],
+        now: datetime | None = None,
+        twin: str | None = None,
+        ends: Sequence[str] = (),
+    ) -> None:
+        self.source, self.special, self.now, self.twin = source, dict(special), now, twin
+        self.environment = Environment(now)
+        self.compiled = self.environment.compile_template(source)
+        self.prover = Prover(ends)
+        self.skeletons = Skeletons()
+
+    @cached_property
+    def _tracked(self) -> tuple[TrackedEnvironment, jinja2.Template]:
+        environment = TrackedEnvironment(self.now)
+        return environment, environment.compile_template(self.source)
+
+    @cached_property
+    def _twin(self) -> tuple[TrackedEnvironment, jinja2.Template] | None:
+        if self.twin is None:
+            return None
+        environment = TrackedEnvironment(self.now)
+        return environment, environment.compile_template(self.twin)
+
+    def render(
+        self, messages: Messages, tools: Any = None, kwargs: Mapping[str, Any] | None = None, prompt: bool = False
+    ) -> str:
+        """The text of a conversation, as `apply_chat_template(tokenize=False)` gives it.
+
+        Raises:
+            Refused: the template refuses the row, or a limit is reached.
+        """
+        text: str = self.environment.render_template(
+            self.compiled, variables(messages, self.special, tools, kwargs, prompt)
+        )
+        return text
+
+    def tracked(
+        self, messages: Messages, tools: Any = None, kwargs: Mapping[str, Any] | None = None, prompt: bool = False
+    ) -> Output:
+        """The same render, with what is known about every character.
+
+        Raises:
+            Refused: as `render`.
+        """
+        environment, compiled = self._tracked
+        values = as_tracked(variables(messages, self.special, tools, kwargs, prompt))
+        return read(environment.render_template(compiled, values))
+
+    def prove(
+        self, messages: Messages, tools: Any = None, kwargs: Mapping[str, Any] | None = None
+    ) -> tuple[str, Proof]:
+        """The text of a conversation and its spans.
+
+        Raises:
+            Refused: the template refuses the row.
+            Unproven: the law cannot be shown; with the reason.
+        """
+        text = self.render(messages, tools, kwargs)
+        known = self.skeletons.match(messages, text, tools, kwargs)
+        if known is not None:
+            return text, known
+        output = self.tracked(messages, tools, kwargs)
+        if output.text != text:
+            raise Unproven("the tracked render differs from the plain one")
+
+        def again(other: Messages, prompt: bool) -> Output:
+            try:
+                return self.tracked(other, tools, kwargs, prompt)
+            except Refused as refused:
+                raise Unproven(f"a part of the conversation cannot be rendered: {refused}") from None
+
+        proof = self.prover.prove(messages, output, again, self._marks(output, messages, tools, kwargs), tools)
+        self.skeletons.learn(messages, output, proof, tools, kwargs)
+        return text, proof
+
+    def _marks(
+        self, output: Output, messages: Messages, tools: Any, kwargs: Mapping[str, Any] | None
+    ) -> list[Interval]:
+        """Generation blocks of the same text: the template's own, else its twin's."""
+        if output.blocks or self._twin is None:
+            return output.blocks
+        environment, compiled = self._twin
+        values = as_tracked(variables(messages, self.special, tools, kwargs))
+        try:
+            other = read(environment.render_template(compiled, values))
+        except Refused:
+            return []
+        return other.blocks if other.text == output.text else []
