@@ -26,7 +26,7 @@ demo: .venv/base  ## install, convert and validate fixtures of several kinds, le
 
 test: .venv/test lint types check  ## install what tests need, then lint, types and every test that needs no GPU
 
-lint: .venv/test
+lint: .venv/test  ## ruff: rules and layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -34,10 +34,10 @@ format: .venv/test  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: .venv/test
+types: .venv/test  ## mypy, strict
 	$(BIN)/mypy
 
-check: .venv/test
+check: .venv/test  ## every test that needs no GPU
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 schemas: .venv/base  ## write schemas/ from the code
@@ -52,5 +52,5 @@ bench: .venv/test  ## measure; takes minutes, needs 4 GB of disk
 corpora: .venv/base  ## write docs/corpora.md from real files; CORPORA names their folder
 	$(BIN)/python docs/corpora.py $(CORPORA)
 
-clean:
+clean:  ## remove what was installed and built
 	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UnreadableInput,
         UsageError,
     )
+    from datakit.preparation import format, lengths, show
     from datakit.report import Report
     from datakit.shards import Shards
 
@@ -60,18 +61,31 @@ __all__ = [
     "detect",
     "explain",
     "export",
+    "format",
+    "lengths",
     "load",
+    "show",
     "stats",
     "validate",
     "verify",
 ]
 
 
+MODULES = {
+    "Report": "report",
+    "Shards": "shards",
+    "format": "preparation",
+    "lengths": "preparation",
+    "show": "preparation",
+}
+"""Where public names live that are neither errors nor in `api`."""
+
+
 def __getattr__(name: str) -> Any:
     """Public names, imported when they are first used: workers need few of them."""
     if name not in __all__:
         raise AttributeError(f"module 'datakit' has no attribute {name!r}")
-    module = {"Report": "report", "Shards": "shards"}.get(name, "errors" if name[0].isupper() else "api")
+    module = MODULES.get(name, "errors" if name[0].isupper() else "api")
     value = getattr(import_module(f"datakit.{module}"), name)
     globals()[name] = value
     return value

@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from datakit import checks as registry
 from datakit import describe, launch
 from datakit import plan as plans
+from datakit.checks.reasons import REASONS, Reason
 from datakit.errors import NoManifest, UnknownFormat, UsageError
 from datakit.formats import FORMATS
+from datakit.formats.mapping import Spec
 from datakit.output import manifest as manifests
 from datakit.output.disk import not_written
 from datakit.output.transaction import Transaction, check_output
@@ -27,13 +29,17 @@ from datakit.reading.sources import expand
 from datakit.report import Report
 from datakit.run import ColumnsWanted, Progress, Seen, commit, gather, judge
 from datakit.shards import Shards
+from datakit.terminal import plural
 from datakit.workers import Pool
+
+if TYPE_CHECKING:
+    from datakit.ready import FormatPlan, FormatRequest
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[Mapping[str, Any]]
 """Names, or rows: a `datasets.Dataset`, or any iterable of dicts."""
 
 
-def _named(inputs: Inputs) -> tuple[list[str], Iterable[Any] | None]:
+def named(inputs: Inputs) -> tuple[list[str], Iterable[Any] | None]:
     """The inputs as words, or as rows."""
     if isinstance(inputs, str | os.PathLike):
         return [os.fspath(inputs)], None
@@ -49,12 +55,12 @@ def _workers(count: int | None) -> int:
 
 
 def _request(inputs: Inputs, **options: Any) -> tuple[Request, Iterable[Any] | None]:
-    names, objects = _named(inputs)
+    names, objects = named(inputs)
     if objects is not None:
         names = ["<objects>"]
     request = Request(names, **options)
     request.check()
-    return request, objects
+    return plans.as_before(request), objects
 
 
 def convert(
@@ -63,7 +69,7 @@ def convert(
     *,
     to: str | None = None,
     format: str | None = None,
-    map: str | None = None,
+    map: Spec | None = None,
     split: Sequence[str] = (),
     on_bad_row: OnBadRow = "fail",
     max_bad: str | None = None,
@@ -83,14 +89,15 @@ def convert(
         output: the folder of the shards.
         to: `KIND[:FORM[:strings|messages]]`; settles an ambiguous detection.
         format: read every input as this format instead of detecting it.
-        map: a TOML file that says what the columns mean, or `dataset_info.json:NAME`.
+        map: a TOML file that says what the columns mean, `dataset_info.json:NAME`, or a mapping with what such a file
+            says.
         split: `NAME[=GLOB]` for each split.
         on_bad_row: `fail` writes nothing where a row is bad, `quarantine` puts bad rows into `rejects/`.
         max_bad: how many bad rows quarantine tolerates: `"0.1 %"` or `"20 rows"`.
         fail_on: the severity from which findings fail the run.
         severity: check id or name -> error, warning, note or off.
         reasoning: what becomes of `<think>` texts: keep, split (to reasoning_content) or inline (back).
-        from_rejects: a rejects folder whose `raw` texts were repaired, instead of inputs.
+        from_rejects: a rejects folder whose `raw` texts were repaired, instead of inputs; read as they were read.
         workers: processes that parse; by default one per core, at most eight. The output does not depend on it.
         shard_size: decoded input bytes per shard, such as `256MiB`.
         overwrite: replace an output of another plan.
@@ -121,12 +128,12 @@ def convert(
         shard_size=size,
         severity=dict(severity or {}),
     )
-    out = _output(output, request, objects)
+    out = output_folder(output, request, objects)
     with Transaction(out) as transaction, Pool(_workers(workers)) as pool:
-        old = _existing(out, request, overwrite)
+        old = existing(out, request, overwrite)
         plan = plans.make(request, objects, transaction.spool, pool.ask)
         if old is not None:
-            report = _complete(out, old, plan)
+            report = complete(out, old, plan)
             if report is not None:
                 transaction.clean()
                 return report
@@ -153,7 +160,9 @@ def _gathered(plan: Plan, pool: Pool, transaction: Transaction | None, progress:
             plan.step = replace(plan.step, optional=sorted({*plan.step.optional, *wanted.names}))
 
 
-def _output(output: str | os.PathLike[str], request: Request, objects: Iterable[Any] | None) -> Path:
+def output_folder(
+    output: str | os.PathLike[str], request: Request | FormatRequest, objects: Iterable[Any] | None
+) -> Path:
     text = os.fspath(output)
     if not text:
         raise UsageError("no output", "Name a folder with -o.")
@@ -174,7 +183,7 @@ def _output(output: str | os.PathLike[str], request: Request, objects: Iterable[
     return out
 
 
-def _existing(out: Path, request: Request, overwrite: bool) -> dict[str, Any] | None:
+def existing(out: Path, request: Request | FormatRequest, overwrite: bool) -> dict[str, Any] | None:
     """The manifest of an output that is there already, or None.
 
     Raises:
@@ -195,10 +204,14 @@ def _existing(out: Path, request: Request, overwrite: bool) -> dict[str, Any] | 
     return old
 
 
-def _complete(out: Path, old: Mapping[str, Any], plan: Plan) -> Report | None:
+COMPARED: Final = ("request", "splits", "formats", "layout", "prepared")
+"""Parts of a plan that must be equal for an output to be what it would make."""
+
+
+def complete(out: Path, old: Mapping[str, Any], plan: Plan | FormatPlan) -> Report | None:
     """The report of an output that is already what this plan would make."""
     fresh = plan.to_json()
-    if any(old["plan"][key] != fresh[key] for key in ("request", "splits", "formats", "layout")):
+    if any(old["plan"].get(key) != fresh[key] for key in COMPARED if key in fresh):
         return None
     for source, known in zip(plan.sources, old["inputs"], strict=True):
         real = str(Path(source.path) / manifests.NAME) if source.how == "shards" else source.real
@@ -251,7 +264,7 @@ def validate(
     *,
     to: str | None = None,
     format: str | None = None,
-    map: str | None = None,
+    map: Spec | None = None,
     split: Sequence[str] = (),
     max_bad: str | None = None,
     fail_on: FailOn = "error",
@@ -284,7 +297,7 @@ def validate(
         plan = plans.make(request, objects, Path(folder), pool.ask, encode=False)
         plan, seen = _gathered(plan, pool, None, progress)
         report = judge(plan, seen, "validate")
-    names = _named(inputs)[0]
+    names = named(inputs)[0]
     if len(names) == 1 and (Path(names[0]) / manifests.NAME).is_file():
         manifest = manifests.load(names[0])
         report.shards, report.content_id = manifest["shards"], manifest["content_id"]
@@ -305,9 +318,10 @@ def verify(folder: str | os.PathLike[str]) -> Report:
     report = _report_of("verify", os.fspath(folder), manifest)
     report.facts = {"mismatches": [{"path": path, "what": what} for path, what in wrong]}
     if wrong:
-        report.exit_code, report.verdict = 1, f"{len(wrong)} files differ from the manifest"
+        differ = "differs" if len(wrong) == 1 else "differ"
+        report.exit_code, report.verdict = 1, f"{plural(len(wrong), 'file')} {differ} from the manifest"
     else:
-        report.verdict = f"{len(manifest['shards'])} shards are what the manifest says"
+        report.verdict = f"{plural(len(manifest['shards']), 'shard')} as the manifest says"
     return report
 
 
@@ -368,7 +382,7 @@ def export(
         temporary.unlink(missing_ok=True)
     report.rows_in = report.rows_out = rows
     report.output = str(target)
-    report.verdict = f"{rows} rows written"
+    report.verdict = f"{plural(rows, 'row')} written"
     return report
 
 
@@ -427,17 +441,21 @@ def list_formats() -> list[dict[str, Any]]:
 
 
 def list_checks() -> list[dict[str, Any]]:
-    """Every check, with its severity."""
+    """Every check: its severity and whether that stays, its rule and reason, what to do, and an example."""
     return [
         {
             "id": check.id,
             "name": check.name,
             "severity": check.severity,
             "kinds": list(check.kinds) or ["all"],
+            "stays": check.stays,
             "rule": check.rule,
+            "why": reason.why,
             "fix": check.fix,
+            "example": reason.example,
         }
         for check in registry.CHECKS.values()
+        for reason in [REASONS.get(check.id, Reason(""))]
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -83,7 +83,7 @@ def _click_hint(error: click.ClickException) -> str:
 
 
 def _fail(error: DatakitError, arguments: list[str]) -> int:
-    from datakit import show
+    from datakit import screen
     from datakit.report import Report
 
     if "--json" in arguments:
@@ -91,7 +91,7 @@ def _fail(error: DatakitError, arguments: list[str]) -> int:
         report.error = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
         report.verdict = "not judged"
         _print_json(report.to_json())
-    show.error(error)
+    screen.error(error)
     return error.exit_code
 
 
@@ -100,13 +100,13 @@ def _print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def _done(report: Report, as_json: bool) -> None:
-    from datakit import show
+def _done(report: Report, as_json: bool, show: Callable[[Report], None] | None = None) -> None:
+    from datakit import screen
 
     if as_json:
         _print_json(report.to_json())
     else:
-        show.report(report)
+        (show or screen.report)(report)
     if report.exit_code:
         raise click.exceptions.Exit(report.exit_code)
 
@@ -130,7 +130,11 @@ _to = click.option("--to", metavar="KIND[:FORM]", help="What to become: sft, sft
 _format = click.option(
     "--format", metavar="NAME", help="Read every input as this format. `datakit formats` lists them."
 )
-_map = click.option("--map", metavar="FILE", help="What your columns mean: a TOML file, or dataset_info.json:NAME.")
+_map = click.option(
+    "--map",
+    metavar="FILE",
+    help="What your columns, or only your words for roles, mean: a TOML file, or dataset_info.json:NAME.",
+)
 _split = click.option("--split", multiple=True, metavar="NAME[=GLOB]", help="A split and the inputs that belong to it; repeat for several.")  # fmt: skip
 _max_bad = click.option("--max-bad", metavar="AMOUNT", help='Bad rows that are tolerated: "0.1 %" or "20 rows".')
 _fail_on = click.option("--fail-on", type=click.Choice(["error", "warning", "never"]), default="error", show_default=True, help="The severity from which findings fail the run.")  # fmt: skip
@@ -161,14 +165,15 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def _progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
+def _progress(words: str, inputs: Sequence[str], splits: Sequence[str]) -> Iterator[Callable[[int, int], None] | None]:
     """A progress line on stderr, where a person is looking at it."""
     if not sys.stderr.isatty():
         yield None
         return
-    from datakit import show
+    from datakit import screen
+    from datakit.reading.sources import size_to_read
 
-    with show.progress(words) as update:
+    with screen.progress(words, size_to_read(inputs, splits)) as update:
         yield update
 
 
@@ -185,7 +190,9 @@ def _progress(words: str) -> Iterator[Callable[[int, int], None] | None]:
 @_options(_max_bad, _fail_on, _severity)
 @click.option("--reasoning", type=click.Choice(["keep", "split", "inline"]), default="keep", show_default=True, help="<think> texts: keep, split to reasoning_content, or inline (the inverse).")  # fmt: skip
 @click.option(
-    "--from-rejects", metavar="DIR", help="Instead of inputs: a rejects folder whose `raw` texts you repaired."
+    "--from-rejects",
+    metavar="DIR",
+    help="Instead of inputs: a rejects folder whose `raw` texts you repaired. They are read as they were before.",
 )
 @_workers
 @click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Decoded input bytes per shard.")  # fmt: skip
@@ -204,7 +211,7 @@ def convert(as_json: bool, **options: Any) -> None:
     datakit convert --split train='raw/tr*.jsonl' --split test='raw/te*.jsonl' -o shards/
     """
     launch.start_ahead(launch.workers(options["workers"]))
-    with _progress("converting") as progress:
+    with _progress("converting", options["inputs"], options["split"]) as progress:
         report = datakit.convert(**options, progress=progress)
     _done(report, as_json)
 
@@ -220,7 +227,7 @@ def validate(as_json: bool, **options: Any) -> None:
     datakit validate shards/ --fail-on warning --json > report.json
     """
     launch.start_ahead(launch.workers(options["workers"]))
-    with _progress("validating") as progress:
+    with _progress("validating", options["inputs"], options["split"]) as progress:
         report = datakit.validate(**options, progress=progress)
     _done(report, as_json)
 
@@ -265,20 +272,20 @@ def detect(inputs: tuple[str, ...], to: str | None, as_json: bool) -> None:
 @_json
 def formats(as_json: bool) -> None:
     """List the source formats."""
-    from datakit import api, show
+    from datakit import api, screen
 
     entries = api.list_formats()
-    _print_json({"formats": entries}) if as_json else show.formats(entries)
+    _print_json({"formats": entries}) if as_json else screen.formats(entries)
 
 
 @main.command()
 @_json
 def checks(as_json: bool) -> None:
     """List the checks."""
-    from datakit import api, show
+    from datakit import api, screen
 
     entries = api.list_checks()
-    _print_json({"checks": entries}) if as_json else show.checks(entries)
+    _print_json({"checks": entries}) if as_json else screen.checks(entries)
 
 
 @main.command()
@@ -286,7 +293,88 @@ def checks(as_json: bool) -> None:
 @_json
 def explain(name: str, as_json: bool) -> None:
     """Explain a check, such as DK302 or arguments-not-object."""
-    from datakit import show
+    from datakit import screen
 
     entry = datakit.explain(name)
-    _print_json(entry) if as_json else show.explain(entry)
+    _print_json(entry) if as_json else screen.explain(entry)
+
+
+# ---------------------------------------------------------------- verbs that need a tokenizer
+
+_tokenizer = click.option("--tokenizer", required=True, metavar="PATH|NAME", help="A folder, a tokenizer.json, or a name on the Hub.")  # fmt: skip
+_for = click.option("--for", "method", metavar="METHOD", help="sft, dpo, orpo, cpo, kto, bco, reward, grpo or stepwise; by default by the kind of the rows.")  # fmt: skip
+_template = click.option("--chat-template", metavar="FILE", help="A Jinja file instead of the tokenizer's own template.")  # fmt: skip
+_train_on = click.option("--train-on", type=click.Choice(["all", "last", "tagged", "everything"]), default="all", show_default=True, help="all: every assistant turn but those of weight 0. last: the last of them. tagged: those with a weight above 0. everything: every token.")  # fmt: skip
+
+
+@main.command(epilog=EPILOG)
+@_inputs
+@click.option("-o", "--output", default="", metavar="DIR", help="The folder of the new shards; whole or absent.")
+@_options(_tokenizer, _for, _template)
+@click.option("--max-length", type=click.IntRange(1), metavar="N", help="Tokens that a row may have.")
+@click.option("--truncation", type=click.Choice(["error", "drop", "keep_start", "keep_end", "per_part", "window"]), default="error", show_default=True, help="What becomes of a longer row. With error, the report says what each would lose.")  # fmt: skip
+@_train_on
+@click.option("--leave-out", multiple=True, metavar="REGEX", help="An assistant turn whose whole text this matches is not trained; repeat for several.")  # fmt: skip
+@click.option("--pack", type=click.Choice(["bfd", "bfd_split", "wrapped"]), help="Several rows in one sequence of --max-length.")  # fmt: skip
+@click.option("--pad-multiple", type=click.IntRange(1), metavar="N", help="Recorded for the trainer's collator; shards hold no padding.")  # fmt: skip
+@click.option("--control-tokens", type=click.Choice(["error", "escape", "quarantine", "allow"]), default="error", show_default=True, help="What becomes of rows whose data holds a control token such as <|im_end|>.")  # fmt: skip
+@click.option("--now", metavar="TIME", help="The time that templates with a date are given, such as 2026-01-31.")
+@click.option("--render-only", is_flag=True, help="Text columns instead of ids.")
+@click.option("--on-bad-row", type=click.Choice(["fail", "quarantine"]), default="fail", show_default=True, help="fail: write nothing. quarantine: put bad rows into rejects/, within --max-bad.")  # fmt: skip
+@_options(_max_bad, _fail_on, _severity, _workers)
+@click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Decoded input bytes per shard.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")
+@_json
+def format(as_json: bool, **options: Any) -> None:
+    """Render, mask, tokenise and fit shards, so that nothing is tokenised again at training time.
+
+    INPUT is a folder that `datakit convert` wrote. What the assistant wrote is proven for every row from the template's
+    own execution; a row for which that cannot be done is refused with the reason.
+
+    \b
+    datakit format shards/ -o ready/ --tokenizer Qwen/Qwen2.5-0.5B-Instruct --max-length 4096
+    datakit format prefs/ -o ready/ --tokenizer ./model --for dpo --max-length 2048 --truncation per_part
+    """
+    launch.start_ahead(launch.workers(options["workers"]), arrays=True)
+    with _progress("formatting", options["inputs"], ()) as progress:
+        report = datakit.format(**options, progress=progress)
+    from datakit import tokenview
+
+    _done(report, as_json, tokenview.formatted)
+
+
+@main.command(epilog=EPILOG)
+@_inputs
+@_options(_tokenizer, _for, _template, _train_on)
+@click.option("--control-tokens", type=click.Choice(["error", "escape", "quarantine", "allow"]), default="allow", show_default=True, help="As in `format`.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Rows per batch, for the share of padding.")  # fmt: skip
+@_options(_severity, _workers, _json)
+def lengths(as_json: bool, **options: Any) -> None:
+    """How long rows are in tokens, before a length is chosen.
+
+    \b
+    datakit lengths shards/ --tokenizer Qwen/Qwen2.5-0.5B-Instruct
+    """
+    launch.start_ahead(launch.workers(options["workers"]), arrays=True)
+    with _progress("measuring", options["inputs"], ()) as progress:
+        report = datakit.lengths(**options, progress=progress)
+    from datakit import tokenview
+
+    _done(report, as_json, tokenview.lengths)
+
+
+@main.command(epilog=EPILOG)
+@click.argument("folder", metavar="DIR")
+@click.option("--row", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Its number, from 0.")
+@click.option("--split", metavar="NAME", help="Of this split.")
+@click.option("--tokenizer", metavar="PATH", help="Where the tokenizer is now, if not where it was.")
+@_json
+def show(as_json: bool, **options: Any) -> None:
+    """Show one formatted row: what is trained, what is masked, and the special tokens.
+
+    \b
+    datakit show ready/ --row 17
+    """
+    from datakit import tokenview
+
+    _done(datakit.show(**options), as_json, tokenview.row)

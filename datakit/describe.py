@@ -24,7 +24,7 @@ def compute(shards: Shards) -> dict[str, Any]:
         "rows with": Counter(),
     }
     for row in shards.rows(all=True):
-        counts["sources"][row[SOURCE]] += 1
+        counts["sources"][row.get(SOURCE) or "several"] += 1
         if row.get("tools"):
             counts["rows with"]["tools"] += 1
         if row.get("images"):

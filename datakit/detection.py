@@ -19,6 +19,7 @@ from datakit.formats.declare import Format, Row, look
 from datakit.formats.reshape import reaches
 from datakit.formats.shapes import fits
 from datakit.schema import LAYOUTS, Layout, Target
+from datakit.terminal import plural
 
 MARGIN: Final = 0.9
 """A runner-up with this share of the winner's points explains the rows equally well."""
@@ -108,6 +109,24 @@ def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) ->
     )
 
 
+def known_rows(rows: Sequence[Row], known: Sequence[Format], path: str, target: Target | None = None) -> Detection:
+    """Rows whose formats are known from the run that rejected them, the commonest first.
+
+    Raises:
+        AmbiguousFormat: they become several kinds or forms, which no plan of one file can hold.
+    """
+    first = known[0]
+    if len({format.layout for format in known}) > 1:
+        names = " and ".join(f"{format.name} ({format.layout.name})" for format in known)
+        raise AmbiguousFormat(f"{path}: its rows were read as {names}", "Put the rows of each into a file of its own.")
+    points = [first.matches(row) for row in rows]
+    rest = [row for row, p in zip(rows, points, strict=True) if not p]
+    others = dict.fromkeys((*(format.name for format in known[1:]), *_for_drift(rest, first, target)))
+    evidence = [f"read as {format.name} when they were rejected" for format in known]
+    explained = len(rows) - len(rest)
+    return Detection(first, sum(points) / max(1, len(rows)), len(rows), explained, evidence, None, tuple(others))
+
+
 def _refuse_target(found: Detection, path: str, target: Target) -> None:
     """Say what a file is that cannot become what was asked for.
 
@@ -147,11 +166,13 @@ def _evidence(format: Format, rows: Sequence[Row]) -> list[str]:
     lines = []
     for path, shape in format.signature.items():
         count = sum(found and fits(value, shape) for found, value in (look(row, path) for row in rows))
-        lines.append(f"{path}: {shape} in {count} of {len(rows)} rows")
-    lines += [f"{name}: present in {n} rows" for name in format.optional if (n := sum(name in row for row in rows))]
+        lines.append(f"{path}: {shape} in {count} of {plural(len(rows), 'row')}")
+    lines += [
+        f"{name}: present in {plural(n, 'row')}" for name in format.optional if (n := sum(name in row for row in rows))
+    ]
     for path, shape in format.marks.items():
         count = sum(fits(look(row, path)[1], shape) for row in rows)
-        lines.append(f"{path}: {shape} in {count} rows")
+        lines.append(f"{path}: {shape} in {plural(count, 'row')}")
     if words := _role_words(format, rows):
         lines.append("roles: " + ", ".join(f"{word} {n}" for word, n in words.most_common(8)))
     return lines

@@ -5,6 +5,7 @@ Everything is done column by column: one pass over the rows per column costs hal
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Final
 import pyarrow as pa
 from orjson import dumps
 
-from datakit.checks.content import damaged
+from datakit.checks.content import damaged, media_tags
 from datakit.checks.preference import count_pair
 from datakit.formats.declare import Record, Row
 from datakit.schema import ARROW, ID, IS_JSON, META, OPTIONAL, ROW, SOURCE, Layout, Type
@@ -106,8 +107,18 @@ def _see_rests(kept: Kept, tally: Tally) -> None:
     """Count the rows with keys that no column took, and name the first of them."""
     with_rest = [index for index, rest in enumerate(kept.rests) if rest]
     if with_rest:
-        named = [(kept.origins[at], sorted(map(str, kept.rests[at]))) for at in with_rest[:PLACES]]
-        tally.see_many("DK107", len(with_rest), [[*origin, "", ", ".join(names)] for origin, names in named])
+        places = [[*kept.origins[at], "", names_left(kept.rests[at])] for at in with_rest[:PLACES]]
+        tally.see_many("DK107", len(with_rest), places)
+
+
+def names_left(rest: Row) -> str:
+    """The keys that no column took; those of turns with the column that they stand in, as in `messages[].mood`."""
+    turns = rest.get("dk_turns")
+    names = set(map(str, rest))
+    if isinstance(turns, dict) and all(isinstance(keys, dict) for keys in turns.values()):
+        names.discard("dk_turns")
+        names |= {f"{re.sub('[0-9]+', '', path)}.{key}" for path, keys in turns.items() for key in keys}
+    return ", ".join(sorted(names))
 
 
 def _strings(joined: bytes, values: list[bytes]) -> Any:
@@ -135,7 +146,7 @@ def _digests(texts: Mapping[str, list[bytes]], extras: list[bytes]) -> list[byte
 def _see_damage(
     texts: Mapping[str, list[bytes]], kept: Kept, layout: Layout, severities: Mapping[str, str], tally: Tally
 ) -> dict[str, bytes]:
-    """Look for damaged text; a row that is damaged in two columns counts once. The joined columns are of use later."""
+    """Look for damaged text and tags of media; a row with two counts once. The joined columns are of use later."""
     joined: dict[str, bytes] = {}
     found: dict[tuple[int, str], str] = {}
     for column in layout.columns:
@@ -144,6 +155,9 @@ def _see_damage(
             whole = joined[column.name] = b"".join(rows)
             for index, id, note in damaged(whole, rows):
                 found.setdefault((index, id), note)
+            for index, id, columns, note in media_tags(whole, rows):
+                if columns.isdisjoint(kept.records[index]) and columns.isdisjoint(kept.rests[index]):
+                    found.setdefault((index, id), note)
     for (index, id), note in sorted(found.items()):
         if severities[id] != "off":
             tally.see(id, [*kept.origins[index], "", note].copy)

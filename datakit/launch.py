@@ -15,16 +15,16 @@ from typing import Final
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
 _PIPE: Final = 1 << 20 if sys.platform == "linux" else -1
 
-# -P and append: a file named json.py in the user's folder must not be imported. pyarrow does without numpy, which takes
-# most of the time of its import and which no worker needs.
-_MAIN: Final = (
-    f"import sys; sys.path.append({_ROOT!r}); sys.modules['numpy'] = None; from datakit.worker import main; main()"
-)
+# -P and append: a file named json.py in the user's folder must not be imported.
+_START: Final = f"import sys; sys.path.append({_ROOT!r}); "
+_MAIN: Final = "from datakit.worker import main; main()"
+# pyarrow does without numpy, which takes most of the time of its import and which workers that convert do not need.
+_WITHOUT_NUMPY: Final = "sys.modules['numpy'] = None; "
 
 # Blocks are taken and given back all the time; glibc would hand their pages to the system and fault them in again.
 _KEEP_PAGES: Final = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 
-_waiting: list[subprocess.Popen[bytes]] = []
+_waiting: dict[bool, list[subprocess.Popen[bytes]]] = {False: [], True: []}
 
 
 def workers(count: int | None) -> int:
@@ -32,9 +32,10 @@ def workers(count: int | None) -> int:
     return count or min(os.cpu_count() or 1, 8)
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(arrays: bool) -> subprocess.Popen[bytes]:
+    code = _START + ("" if arrays else _WITHOUT_NUMPY) + _MAIN
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", _MAIN],
+        [sys.executable, "-P", "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -45,11 +46,16 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def start_ahead(count: int) -> None:
-    """Start processes that `take` will give out. They end with this process, taken or not."""
-    _waiting.extend(_start() for _ in range(count))
+def start_ahead(count: int, arrays: bool = False) -> None:
+    """Start processes that `take` will give out. They end with this process, taken or not.
+
+    Args:
+        count: how many.
+        arrays: whether they need numpy.
+    """
+    _waiting[arrays].extend(_start(arrays) for _ in range(count))
 
 
-def take() -> subprocess.Popen[bytes]:
+def take(arrays: bool = False) -> subprocess.Popen[bytes]:
     """A worker process, one that waits if there is one."""
-    return _waiting.pop() if _waiting else _start()
+    return _waiting[arrays].pop() if _waiting[arrays] else _start(arrays)

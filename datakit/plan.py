@@ -6,25 +6,26 @@ over the same bytes gives the same plan and with it the same shards.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import orjson
 
 from datakit import __version__, checks
-from datakit.detection import Detection, detect_rows
-from datakit.errors import AmbiguousFormat, UnreadableInput, UsageError
-from datakit.formats import find, mapping
+from datakit.detection import Detection, detect_rows, known_rows
+from datakit.errors import AmbiguousFormat, NoManifest, UnreadableInput, UsageError
+from datakit.formats import FORMATS, find, mapping
 from datakit.formats.declare import Format, Row, leftover
 from datakit.formats.reshape import reaches
 from datakit.output import manifest as manifests
-from datakit.reading import sources
-from datakit.reading.sample import Ask, refine, sample
+from datakit.reading import delimiter, sources
+from datakit.reading.sample import Ask, formats_of_rejects, refine, sample
 from datakit.reading.sources import Source
 from datakit.report import Budget
 from datakit.schema import LAYOUTS, OPTIONAL, TRAINER_NAMES, Layout, Target, Type, layout
@@ -49,7 +50,7 @@ class Request:
     splits: Sequence[str] = ()
     to: str | None = None
     format: str | None = None
-    map: str | None = None
+    map: mapping.Spec | None = None
     on_bad_row: OnBadRow = "fail"
     max_bad: str | None = None
     fail_on: FailOn = "error"
@@ -71,7 +72,9 @@ class Request:
         ):
             if value not in allowed:
                 raise UsageError(f"{name} {value}", f"One of {', '.join(allowed)}.")
-        if self.format and self.map:
+        if self.map is not None and not isinstance(self.map, str | os.PathLike | Mapping):
+            raise UsageError(f"map: a {type(self.map).__name__}", "It is the name of a file, or a mapping.")
+        if self.format and self.map is not None:
             raise UsageError("--format and --map exclude each other", "A map is a format of your own.")
         if self.on_bad_row == "quarantine" and self.max_bad is None:
             raise UsageError(
@@ -87,8 +90,8 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         """With the tool's version and the content of the map, so that a change of either is another plan."""
-        value = {**asdict(self), "tool": __version__}
-        if self.map:
+        value = {**{item.name: getattr(self, item.name) for item in fields(self)}, "tool": __version__}
+        if self.map is not None:
             value["map"] = mapping.to_json(mapping.load(self.map))
         plain: dict[str, Any] = orjson.loads(orjson.dumps(value))
         return plain
@@ -120,9 +123,11 @@ class Plan:
         return "+".join(names)
 
     def to_json(self) -> dict[str, Any]:
+        delimiters = {source.path: source.delimiter for source in self.sources if source.delimiter}
         return {
             "request": self.request.to_json(),
             "splits": self.splits,
+            **({"delimiters": delimiters} if delimiters else {}),
             "side": dict(self.step.side),
             "optional": list(self.step.optional),
             "formats": ["datakit" if f is None else f.name for f in self.formats],
@@ -184,8 +189,10 @@ def open_sources(
         add(name, Source("<objects>", "jsonl", real=spool(objects, folder)))
         return splits, found
     if request.from_rejects:
-        for path in sources.expand([f"{request.from_rejects.rstrip('/')}/**/*.jsonl"]):
-            add(request.splits[0] if request.splits else "train", Source(path, "rejects"))
+        words = [f"{request.from_rejects.rstrip('/')}/**/*.jsonl"]
+        for split, paths in sources.assign_splits(words, request.splits).items():
+            for path in paths:
+                add(split if request.splits else _split_of_reject(path) or split, Source(path, "rejects"))
         return splits, found
     for split, paths in sources.assign_splits(request.inputs, request.splits).items():
         for path in paths:
@@ -193,6 +200,12 @@ def open_sources(
                 own = source.split if source.split and not request.splits else split
                 add(own, source)
     return splits, found
+
+
+def _split_of_reject(path: str) -> str | None:
+    """The split of a reject file by the name that datakit gave it."""
+    match = re.fullmatch(rf"({sources.SPLIT_NAME.pattern})-\d+\.jsonl", Path(path).name)
+    return match and match[1]
 
 
 def _open(path: str, folder: Path) -> list[Source]:
@@ -203,7 +216,7 @@ def _open(path: str, folder: Path) -> list[Source]:
         real = spool(None, folder)
         return [_standard_input(real)]
     if Path(path).is_dir():
-        return _open_unit(path)
+        return open_folder(path)
     source = sources.identify(path)
     refine(source)
     return [source]
@@ -230,7 +243,7 @@ def _from_hub(path: str) -> Iterable[Any]:
     try:
         import datasets
     except ImportError:
-        raise UsageError(f"{path}: needs the `datasets` package", "pip install 'datakit[hf]'") from None
+        raise UsageError(f"{path}: needs the `datasets` package", "pip install 'datakit-trainglue[hf]'") from None
     name, *rest = path.removeprefix("hf:").split(":")
     config = rest[0] if rest and rest[0] else None
     split = rest[1] if len(rest) > 1 else "train"
@@ -241,7 +254,7 @@ def _from_hub(path: str) -> Iterable[Any]:
     return loaded
 
 
-def _open_unit(folder: str) -> list[Source]:
+def open_folder(folder: str) -> list[Source]:
     """Our shards, or what `datasets` saved."""
     base = Path(folder)
     if (base / "manifest.json").is_file():
@@ -273,6 +286,45 @@ def _saved(folder: Path, split: str) -> list[Source]:
     return [Source(str(folder / name), "arrow", split=split) for name in names]
 
 
+# ---------------------------------------------------------------- rejects
+
+
+def as_before(request: Request) -> Request:
+    """A request for repaired rejects, with the map and the kind of the run that rejected them, where none are given.
+
+    They stand in the manifest beside or above the folder; a copy of the folder alone names at least the formats.
+    """
+    if not request.from_rejects:
+        return request
+    folder = Path(request.from_rejects)
+    for place in (folder, folder.parent):
+        try:
+            manifest = manifests.load(place)
+        except NoManifest:
+            continue
+        made = layout(manifest["kind"], manifest["form"], manifest["conversational"])
+        own = None if request.format else manifest["plan"]["request"]["map"]
+        return replace(request, map=own if request.map is None else request.map, to=request.to or made.name)
+    return request
+
+
+def _reread(
+    source: Source, rows: Sequence[Row], target: Target | None, words: mapping.Words | None
+) -> Detection | None:
+    """What rejects were read as before; None where they do not say, or need not."""
+    names = formats_of_rejects(source)
+    to_detect = {"canonical", *([words.name] if words else [])}
+    own = [name for name in names if name not in FORMATS and name not in to_detect]
+    if own:
+        raise UsageError(
+            f"{source.path}: its rows were read by the map {own[0]!r}, which lies in no manifest beside it",
+            "Name it with --map FILE, or put the manifest.json of the shards into the folder.",
+        )
+    if not names or not to_detect.isdisjoint(names):
+        return None
+    return known_rows(rows, [FORMATS[name] for name, _ in names.most_common()], source.path, target)
+
+
 # ---------------------------------------------------------------- the plan
 
 
@@ -290,14 +342,19 @@ def make(request: Request, objects: Iterable[Any] | None, folder: Path, ask: Ask
     """
     splits, found = open_sources(request, objects, folder)
     target = Target.parse(request.to) if request.to else None
-    given = mapping.load(request.map) if request.map else find(request.format) if request.format else None
+    own = mapping.load(request.map) if request.map is not None else None
+    words = own if isinstance(own, mapping.Words) else None
+    given = own if isinstance(own, Format) else find(request.format) if request.format else None
     samples = [[] if source.how == "shards" else sample(source, ask) for source in found]
     formats: list[Format | None] = []
     detections: list[Detection | None] = []
     for source, rows in zip(found, samples, strict=True):
         detection = None
         if source.how != "shards" and given is None and rows:
-            detection = detect_rows(rows, source.path, target)
+            detection = _detect(source, rows, target, words)
+        elif isinstance(own, Format) and source.how not in ("shards", "rejects"):
+            where = "map" if isinstance(request.map, Mapping) else f"--map {request.map}"
+            mapping.check_columns(own, rows, source.path, where)
         detections.append(detection)
         formats.append(detection.format if detection else None if source.how == "shards" else given)
     known = [f.layout if f else layout(*s.kind) if s.kind else None for f, s in zip(formats, found, strict=True)]
@@ -308,8 +365,8 @@ def make(request: Request, objects: Iterable[Any] | None, folder: Path, ask: Ask
     plans = [
         SourcePlan(
             source.path,
-            "canonical" if format is None else mapping.to_json(format) if request.map else format.name,
-            detection.others if detection else (),
+            _spec(format),
+            _others(detection, words) if detection else (),
             source.numbering,
         )
         for source, format, detection in zip(found, formats, detections, strict=True)
@@ -326,6 +383,39 @@ def make(request: Request, objects: Iterable[Any] | None, folder: Path, ask: Ask
         encode,
     )
     return Plan(request, splits, found, formats, detections, step)
+
+
+def _detect(source: Source, rows: Sequence[Row], target: Target | None, words: mapping.Words | None) -> Detection:
+    """What a source is, with what is said about it besides."""
+    found = None
+    if source.how == "rejects":
+        found = _reread(source, rows, target, words)
+    found = found or detect_rows(rows, source.path, target)
+    evidence = list(found.evidence)
+    if source.delimiter:
+        evidence.insert(0, f"cells divided by {delimiter.NAMES[source.delimiter]}")
+    if words:
+        evidence.append(f"read as {found.format.name}, with the words of {words.name}")
+    format = words.added_to(found.format) if words else found.format
+    return replace(found, format=format, evidence=evidence)
+
+
+def _spec(format: Format | None) -> str | Mapping[str, Any]:
+    """How a worker is told of a format."""
+    if format is None:
+        return "canonical"
+    return format.name if FORMATS.get(format.name) is format else mapping.to_json(format)
+
+
+def _others(found: Detection, words: mapping.Words | None) -> Sequence[str | Mapping[str, Any]]:
+    """The formats for rows that drift, with the user's words where they have a use for them."""
+    others: list[str | Mapping[str, Any]] = list(found.others)
+    for at, name in enumerate(found.others):
+        try:
+            others[at] = mapping.to_json(words.added_to(FORMATS[name])) if words else name
+        except UsageError:
+            continue
+    return others
 
 
 def choose_layout(known: Sequence[Layout | None], found: Sequence[Source], target: Target | None) -> Layout:

@@ -12,6 +12,7 @@ from datakit.checks import CHECKS
 from datakit.errors import DataFailed, UsageError
 from datakit.findings import SEVERITIES
 from datakit.tally import Tally
+from datakit.terminal import plural, safe
 from datakit.whole import SetFinding
 
 VERSION: Final = 1
@@ -33,14 +34,14 @@ class Budget:
         """
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|rows?)\s*", text)
         if not match or (match[2] != "%" and not match[1].isdigit()) or (match[2] == "%" and float(match[1]) > 100):
-            raise UsageError(f"--max-bad {text!r}", 'Write a number with its unit: "0.1 %" or "20 rows".')
+            raise UsageError(f'--max-bad "{text}"', 'Write a number with its unit: "0.1 %" or "20 rows".')
         return cls(float(match[1]), match[2] == "%")
 
     def allows(self, bad: int, rows: int) -> bool:
         return bad <= (math.floor(rows * self.amount / 100) if self.share else self.amount)
 
     def __str__(self) -> str:
-        return f"{self.amount:g} %" if self.share else f"{self.amount:g} rows"
+        return f"{self.amount:g} %" if self.share else plural(int(self.amount), "row")
 
 
 @dataclass(slots=True)
@@ -103,13 +104,40 @@ class Report:
         """Raise where the data failed.
 
         Raises:
-            DataFailed: `exit_code` is not 0.
+            DataFailed: `exit_code` is not 0; the message names the first places.
         """
         if self.exit_code:
-            raise DataFailed(f"{self.command}: {self.verdict}", "The findings say which rows and why.")
+            seen = [_told(summary) for summary in self._decisive()]
+            seen += [f"{safe(entry['path'])}: {entry['what']}" for entry in self.facts.get("mismatches", [])]
+            message = "\n  ".join([f"{self.command}: {self.verdict}", *seen[:3]])
+            raise DataFailed(message, "The report holds the rest.")
+
+    def _decisive(self) -> list[Summary]:
+        """The findings that a failure is about: errors, else warnings."""
+        return self.errors() or [summary for summary in self.findings if summary.severity == "warning"]
 
     def errors(self) -> list[Summary]:
         return [summary for summary in self.findings if summary.severity == "error"]
+
+
+def place(entry: Mapping[str, Any]) -> str:
+    """`file:line` or `file row N`, and the path inside the row."""
+    source, row, path = entry["source"], entry["row"], entry["path"]
+    if source is None:
+        return ""
+    text = safe(source)
+    if row is not None:
+        by_line = source in ("-", "<objects>") or any(mark in source for mark in (".jsonl", ".ndjson"))
+        text += f":{row}" if by_line else f" row {row}"
+    return text + (f" {safe(path)}" if path else "")
+
+
+def _told(summary: Summary) -> str:
+    """A finding with its first place, in one line."""
+    first = summary.first[0] if summary.first else {"source": None, "note": ""}
+    more = f" (and {summary.count - 1:,} more)" if summary.count > 1 else ""
+    told = f"{place(first)}: {safe(first['note'], 500)}" if first["source"] else safe(first["note"], 500)
+    return f"{summary.id} {summary.name}: {told}{more}"
 
 
 def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFinding]) -> list[Summary]:
@@ -118,7 +146,7 @@ def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFi
     for id, count in tally.seen.items():
         if severities[id] == "off":
             continue
-        places = [_place(place) for place in tally.places.get(id, [])]
+        places = [_place(seen) for seen in tally.places.get(id, [])]
         share = _share(count, max(tally.rows_in, tally.rows_out))
         found[id] = Summary(id, CHECKS[id].name, severities[id], count, share, places)
     for finding in whole:
@@ -126,7 +154,7 @@ def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFi
         if severities[id] == "off":
             continue
         summary = found.setdefault(id, Summary(id, CHECKS[id].name, severities[id], 0, 0.0, []))
-        summary.first.extend(_place(place) for place in finding.places or [[None, None, "", finding.note]])
+        summary.first.extend(_place(seen) for seen in finding.places or [[None, None, "", finding.note]])
         summary.count += max(1, finding.rows)
         summary.share = _share(finding.rows, tally.rows_in)
     order: dict[str, int] = {severity: rank for rank, severity in enumerate(SEVERITIES)}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
+import pyarrow as pa
 
-from datakit import __version__
+from datakit import __version__, workers
 from datakit.errors import InternalError
 from datakit.output import card, disk, manifest
 from datakit.output.shards import ShardWriter, fingerprint, rows_in
 from datakit.output.transaction import Transaction
-from datakit.plan import Plan
 from datakit.reading import blocks
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import STRUCT_NOTE
@@ -25,17 +25,72 @@ from datakit.reading.decode import File, is_remote
 from datakit.reading.limits import BATCH_ROWS, BLOCK
 from datakit.reading.sources import Source
 from datakit.report import Budget, Report, Summary, failing, summarise
-from datakit.schema import COLUMN_DOCS, OPTIONAL, PROVENANCE
-from datakit.step import Result, output_schema
+from datakit.schema import COLUMN_DOCS, OPTIONAL, PROVENANCE, Layout
+from datakit.step import Result
 from datakit.tally import Tally
-from datakit.whole import Keys, SetFinding, whole_set
+from datakit.terminal import plural
+from datakit.whole import Keys, SetFinding, of_inputs, whole_set
 from datakit.workers import Pool
+
+if TYPE_CHECKING:
+    from datakit.detection import Detection
+    from datakit.formats.declare import Format
 
 ENOUGH: Final = 100
 """Findings after which a conversion that cannot succeed any more stops looking for others."""
 
 Progress = Callable[[int, int], None]
 """Called with decoded bytes and rows done so far."""
+
+
+class Request(Protocol):
+    """What the loop and the judgement need to know of a request."""
+
+    @property
+    def shard_size(self) -> int: ...
+    @property
+    def splits(self) -> Sequence[str]: ...
+    @property
+    def on_bad_row(self) -> str: ...
+    @property
+    def max_bad(self) -> str | None: ...
+    @property
+    def fail_on(self) -> str: ...
+    @property
+    def format(self) -> str | None: ...
+    @property
+    def map(self) -> object: ...
+
+
+class Step(workers.Step, Protocol):
+    """What they need to know of a step."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def severities(self) -> Mapping[str, str]: ...
+    @property
+    def encode(self) -> bool: ...
+    def schema(self) -> pa.Schema: ...
+
+
+class Plan(Protocol):
+    """What is run: see `plan.Plan` for `convert` and `ready.FormatPlan` for `format`."""
+
+    sources: list[Source]
+    splits: dict[str, list[int]]
+
+    @property
+    def request(self) -> Request: ...
+    @property
+    def formats(self) -> Sequence[Format | None]: ...
+    @property
+    def detections(self) -> Sequence[Detection | None]: ...
+    @property
+    def step(self) -> Step: ...
+    @property
+    def format_name(self) -> str: ...
+    def to_json(self) -> dict[str, Any]: ...
 
 
 OF_FILES: Final = frozenset({"DK119", "DK311"})
@@ -103,8 +158,7 @@ def read_blocks(plan: Plan, index: int, pool: Pool, seen: Seen) -> Iterator[Bloc
     elif source.how == "rejects":
         yield from blocks.reject_blocks(file.decoded(), index, source.path, target)
     elif source.how in ("csv", "tsv"):
-        delimiter = "," if source.how == "csv" else "\t"
-        yield from blocks.csv_blocks(file.decoded(), index, source.path, delimiter, target)
+        yield from blocks.csv_blocks(file.decoded(), index, source.path, source.delimiter, target)
     else:
         yield from blocks.element_blocks(file.decoded(), index, source.path, target)
 
@@ -128,7 +182,7 @@ class _Shards:
 
     def __init__(self, plan: Plan, transaction: Transaction | None, split: str, seen: Seen) -> None:
         self.plan, self.transaction, self.split, self.seen = plan, transaction, split, seen
-        self.schema = output_schema(plan.step)
+        self.schema = plan.step.schema()
         self.sequence = 0
         self.blocks = 0
         self._clear()
@@ -338,11 +392,13 @@ def judge(plan: Plan, seen: Seen, command: str) -> Report:
     """
     tally, severities = seen.tally, plan.step.severities
     tally.balance()
-    whole = whole_set(tally, plan.step.kind, seen.digests, seen.conflicts) if not seen.stopped else []
+    whole = whole_set(tally, plan.step.layout.kind, seen.digests, seen.conflicts) if not seen.stopped else []
     if not seen.stopped:
         empty = [plan.sources[i].path for i in range(len(plan.sources)) if not seen.source_rows[i]]
         places = [[path, None, "", "no rows"] for path in empty]
         whole += [SetFinding("DK118", "no rows", 0, places)] if places else []
+    inputs = _inputs(plan, seen)
+    whole += of_inputs(inputs, bool(plan.request.splits))
     findings = summarise(tally, severities, whole)
     layout = plan.step.layout
     report = Report(
@@ -362,9 +418,9 @@ def judge(plan: Plan, seen: Seen, command: str) -> Report:
             for source, detection in zip(plan.sources, plan.detections, strict=True)
             if detection
         ],
-        inputs=_inputs(plan, seen),
+        inputs=inputs,
     )
-    if not tally.rows_in and not any(plan.detections) and not (plan.request.format or plan.request.map):
+    if not tally.rows_in and not any(plan.detections) and not (plan.request.format or plan.request.map is not None):
         report.format = report.kind = report.form = report.conversational = None  # nothing was there to be anything
     _decide(plan, seen, report, findings)
     return report
@@ -380,11 +436,11 @@ def _decide(plan: Plan, seen: Seen, report: Report, findings: list[Summary]) -> 
     rest = [s for s in failing(findings, request.fail_on) if s.severity != "error" or s.id not in of_rows]
     if bad and budget is not None:
         if not budget.allows(bad, tally.rows_in) or seen.stopped:
-            report.exit_code, report.verdict = 1, f"{bad} of {tally.rows_in} rows are bad, more than {budget} allowed"
+            report.exit_code, report.verdict = 1, f"{_bad_of(bad, tally)}, more than {budget} allowed"
             return
     elif bad and (plan.step.encode or request.fail_on != "never"):
         more = " so far" if seen.stopped else ""
-        report.exit_code, report.verdict = 1, f"{bad} of {tally.rows_in} rows are bad{more}"
+        report.exit_code, report.verdict = 1, f"{_bad_of(bad, tally)}{more}"
         return
     if rest:
         names = ", ".join(f"{s.id} {s.name}" for s in rest)
@@ -392,7 +448,11 @@ def _decide(plan: Plan, seen: Seen, report: Report, findings: list[Summary]) -> 
     elif not tally.rows_out and request.fail_on != "never":
         report.exit_code, report.verdict = 1, "no rows"
     else:
-        report.verdict = f"{bad} bad rows{f' within {budget}' if budget else ''}" if bad else "passed"
+        report.verdict = f"{plural(bad, 'bad row')}{f' within {budget}' if budget else ''}" if bad else "passed"
+
+
+def _bad_of(bad: int, tally: Tally) -> str:
+    return f"{bad:,} of {plural(tally.rows_in, 'row')} {'is' if bad == 1 else 'are'} bad"
 
 
 def _inputs(plan: Plan, seen: Seen) -> list[dict[str, Any]]:
@@ -440,7 +500,7 @@ def commit(plan: Plan, seen: Seen, report: Report, transaction: Transaction, sta
         written = sum(rows_in(transaction.parts / shard["part"]) for shard in seen.shards)
     if written != seen.tally.rows_out or sum(r["rows"] for r in rejects) != report.rows_rejected:
         raise InternalError(f"the shards hold {written} rows, the ledger says {seen.tally.rows_out}")
-    schema = output_schema(plan.step)
+    schema = plan.step.schema()
     docs = {**COLUMN_DOCS, **{c.name: c.doc for c in (*OPTIONAL, *PROVENANCE)}}
     body = {
         "datakit_manifest": manifest.VERSION,

@@ -47,6 +47,10 @@ SOURCE: Final = "dk_source"
 ROW: Final = "dk_row"
 META: Final = "dk_meta"
 
+# Columns that `datakit format` adds beside them.
+LENGTH: Final = "dk_length"
+TRAINED: Final = "dk_trained"
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -121,6 +125,12 @@ COLUMN_DOCS: Final[Mapping[str, str]] = {
     "position_ids": "position of each token in its sequence",
     "completion_mask": "1 on the tokens of the completion",
     "assistant_masks": "1 on the tokens of assistant turns",
+    "seq_lengths": "tokens of each row that was packed into this one",
+    "prompt_ids": "token ids of the prompt",
+    "chosen_ids": "token ids of the preferred answer; of prompt and answer where there is no prompt_ids",
+    "rejected_ids": "token ids of the other answer; of prompt and answer where there is no prompt_ids",
+    "completion_ids": "token ids of the answer",
+    "margin": "by how much the preferred answer is better",
 }
 
 LAYOUTS: Final[tuple[Layout, ...]] = (
@@ -140,6 +150,15 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     _layout("ranked", "strings", False, "prompt completions=texts scores=floats", "scored answer texts"),
     _layout("ranked", "messages", True, "prompt completions=chats scores=floats", "scored answers"),
     _layout("stepwise", "strings", False, "prompt completions=texts labels=bools", "labelled reasoning steps"),
+    _layout(
+        "tokenized", "sft", False, "input_ids=ints labels=ints", "token ids and labels, as `datakit format` writes them"
+    ),
+    _layout(
+        "tokenized", "packed", False, "input_ids=ints labels=ints seq_lengths=ints", "several rows in one sequence"
+    ),
+    _layout("tokenized", "preference", False, "prompt_ids=ints chosen_ids=ints rejected_ids=ints", "a tokenised pair"),
+    _layout("tokenized", "kto", False, "prompt_ids=ints completion_ids=ints label=bool", "a tokenised labelled answer"),
+    _layout("tokenized", "reward", False, "chosen_ids=ints rejected_ids=ints", "two tokenised conversations"),
     _layout(
         "tokenized",
         "tokens",

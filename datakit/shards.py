@@ -84,7 +84,7 @@ class Shards:
         return frame
 
     def to_datasets(self) -> datasets.Dataset:
-        """Trainer columns as a `datasets.Dataset`; needs `pip install 'datakit[hf]'`."""
+        """Trainer columns as a `datasets.Dataset`; needs `pip install 'datakit-trainglue[hf]'`."""
         import datasets
 
         names = [c["name"] for c in self.manifest["columns"] if not c["name"].startswith(PROVENANCE_PREFIX)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import orjson
@@ -19,8 +19,8 @@ from orjson import dumps
 
 from datakit import checks, plain
 from datakit.checks import CHECKS
-from datakit.checks.content import damaged
-from datakit.encode import OPTIONAL_NAMES, Columns, Kept, encode
+from datakit.checks.content import damaged, media_tags
+from datakit.encode import OPTIONAL_NAMES, Columns, Kept, encode, names_left
 from datakit.findings import BadRow, Finding, shown
 from datakit.formats import FORMATS, mapping
 from datakit.formats.declare import Format, Record, Row
@@ -30,8 +30,9 @@ from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
 from datakit.reading.rows import may_escape, parse_row
-from datakit.schema import ARROW, ID, META, OPTIONAL, PROVENANCE, ROW, SOURCE, Layout, Type, layout
+from datakit.schema import ARROW, ID, LENGTH, META, OPTIONAL, PROVENANCE, ROW, SOURCE, TRAINED, Layout, Type, layout
 from datakit.tally import Tally
+from datakit.terminal import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class SourcePlan:
 
     path: str
     format: str | Mapping[str, Any]
-    others: Sequence[str] = ()
+    others: Sequence[str | Mapping[str, Any]] = ()
     numbering: str = "row"
     """`line` where rows are counted by lines, else `row`."""
 
@@ -79,6 +80,22 @@ class StepPlan:
     def layout(self) -> Layout:
         return layout(self.kind, self.form, self.conversational)
 
+    def schema(self) -> pa.Schema:
+        """The columns of a shard, in order: trainer, optional, side, provenance."""
+        fields = [pa.field(c.name, ARROW[c.type], nullable=c.nullable) for c in self.layout.columns]
+        fields += [pa.field(c.name, ARROW[c.type]) for c in OPTIONAL if c.name in self.optional]
+        fields += [pa.field(name, ARROW[type_]) for name, type_ in self.side.items()]
+        fields += [pa.field(c.name, ARROW[c.type], nullable=c.nullable) for c in PROVENANCE]
+        return pa.schema(fields)
+
+    def seconds(self, rows: int) -> float | None:
+        """How long a block may take: any time, since nothing of a stranger runs."""
+        return None
+
+    def start(self) -> Callable[[Block], Result]:
+        """The step, ready to run on blocks."""
+        return partial(convert_block, plan=self)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -110,15 +127,6 @@ class Result:
     wanted: list[str]
 
 
-def output_schema(plan: StepPlan) -> pa.Schema:
-    """The columns of a shard, in order: trainer, optional, side, provenance."""
-    fields = [pa.field(c.name, ARROW[c.type], nullable=c.nullable) for c in plan.layout.columns]
-    fields += [pa.field(c.name, ARROW[c.type]) for c in OPTIONAL if c.name in plan.optional]
-    fields += [pa.field(name, ARROW[type_]) for name, type_ in plan.side.items()]
-    fields += [pa.field(c.name, ARROW[c.type], nullable=c.nullable) for c in PROVENANCE]
-    return pa.schema(fields)
-
-
 Short = Callable[[Row, int, str], bool]
 """Takes a row, its number and the file it came from, if that is not the source; whether it went the short way."""
 
@@ -133,6 +141,8 @@ class _Unit:
     finding: Finding | None = None
     offset: int = -1
     path: str = ""
+    line: int = 0
+    """For a repaired row, the line of the reject file; `path` and `number` say where it came from."""
     size: int = 1
     members: list[_Unit] = field(default_factory=list)
 
@@ -143,6 +153,7 @@ class _Sink:
     def __init__(self, plan: StepPlan, source: SourcePlan) -> None:
         self.plan, self.source, self.numbering = plan, source, source.numbering
         self.canonical = source.format == "canonical"
+        self.format = source.format if isinstance(source.format, str) else source.format["name"]
         self.layout = plan.layout
         self.tally = Tally()
         self.rejects: list[dict[str, Any]] = []
@@ -150,7 +161,7 @@ class _Sink:
         self.names = [c.name for c in self.layout.columns]
         self.wanted: set[str] = set()
         self.plain = 0
-        self.raised = {id for id in ("DK107", "DK901", "DK909") if plan.severities[id] == "error"}
+        self.raised = {id for id in ("DK107", "DK124", "DK901", "DK909") if plan.severities[id] == "error"}
 
 
 @lru_cache(maxsize=64)
@@ -172,7 +183,7 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
     for note in block.notes:
         tally.see(note, [source.path, block.first, "", CHECKS[note].rule].copy)
     format = None if sink.canonical else _format_of(orjson.dumps(source.format))
-    others = [FORMATS[name] for name in source.others]
+    others = [_format_of(orjson.dumps(other)) for other in source.others]
     units = _units(block, tally, _short_way(sink, format, block))
     for unit in _grouped(units, format) if format and format.group else units:
         _convert_unit(sink, unit, format, others)
@@ -198,17 +209,18 @@ def _units(block: Block, tally: Tally, short: Short) -> Iterator[_Unit]:
             continue
         tally.rows_in += 1
         path, at = block.origins[index] if block.origins else ("", number)
+        line = number if path else 0
         try:
             row = parse_row(data, escapes)
         except BadRow as bad:
             finding = bad.finding
             if block.columns and finding.id == "DK112":
                 cells = len(orjson.loads(data))
-                finding = Finding("DK104", "", f"{cells} cells under a header of {block.columns}")
-            yield _Unit(at, data, None, finding, offset, path)
+                finding = Finding("DK104", "", f"{plural(cells, 'cell')} under a header of {block.columns}")
+            yield _Unit(at, data, None, finding, offset, path, line)
         else:
             if not short(row, at, path):
-                yield _Unit(at, data, row, None, offset, path)
+                yield _Unit(at, data, row, None, offset, path, line)
 
 
 def _numbered(block: Block) -> Iterator[tuple[int, bytes, int]]:
@@ -320,10 +332,13 @@ def _raised(sink: _Sink, record: Record, rest: Row) -> list[Finding]:
     """Findings that are usually only counted, where a user has made errors of them."""
     found = []
     if "DK107" in sink.raised and rest:
-        found.append(Finding("DK107", "", ", ".join(sorted(map(str, rest)))))
+        found.append(Finding("DK107", "", names_left(rest)))
     for name in sink.names:
         data = dumps(record[name])
         found += [Finding(id, name, note) for _, id, note in damaged(data, [data]) if id in sink.raised]
+        for _, id, columns, note in media_tags(data, [data]):
+            if id in sink.raised and columns.isdisjoint(record) and columns.isdisjoint(rest):
+                found.append(Finding(id, name, note))
     return found
 
 
@@ -357,7 +372,7 @@ def _by(format: Format, row: Row, context: Context) -> list[tuple[Record, Layout
 def _canonical(row: Row) -> tuple[Record, Layout, Row]:
     """A row of a shard as it was written."""
     rest = row.get(META) or {}
-    names = (ID, META)
+    names = (ID, META, LENGTH, TRAINED)
     record = {k: v for k, v in row.items() if k not in names and not (v is None and k in ("tools", "images"))}
     if record.get("chat_template_kwargs") == {}:
         del record["chat_template_kwargs"]
@@ -366,6 +381,8 @@ def _canonical(row: Row) -> tuple[Record, Layout, Row]:
     own = {column.name for column in found.columns} | {*OPTIONAL_NAMES}
     side = {name: value for name, value in made.items() if name not in own and value is not None}
     made = {name: value for name, value in made.items() if name in own}
+    if SOURCE not in row:  # packed rows come from many places
+        return made, found, {**rest, **side}
     source, number = row.get(SOURCE), row.get(ROW)
     if not isinstance(source, str) or type(number) is not int:
         raise BadRow("DK104", SOURCE, f"a row of a shard without its source: {shown(source)}, {shown(number)}")
@@ -419,7 +436,7 @@ def _reject(sink: _Sink, unit: _Unit, findings: list[Finding]) -> None:
         reject: dict[str, Any] = {"source": member.path or sink.source.path, sink.numbering: member.number}
         if member.offset >= 0:
             reject["byte_offset"] = member.offset
-        reject |= {"rule": decisive.id, "name": CHECKS[decisive.id].name, "path": decisive.path}
+        reject |= {"format": sink.format, "rule": decisive.id, "name": CHECKS[decisive.id].name, "path": decisive.path}
         reject |= {"message": decisive.note, "findings": [list(f) for f in findings]}
         raw = member.raw if isinstance(member.raw, bytes) else orjson.dumps(member.raw, default=repr)
         try:
@@ -436,7 +453,8 @@ def _see(sink: _Sink, unit: _Unit, findings: list[Finding]) -> None:
     for finding in findings:
         if finding.id not in done and sink.plan.severities[finding.id] != "off":
             done.add(finding.id)
-            place = [unit.path or sink.source.path, unit.number, finding.path, finding.note]
+            note = f"{finding.note} (now {sink.source.path}:{unit.line})" if unit.line else finding.note
+            place = [unit.path or sink.source.path, unit.number, finding.path, note]
             sink.tally.see(finding.id, place.copy)
 
 
@@ -446,7 +464,7 @@ def _keep(sink: _Sink, unit: _Unit, record: Record, rest: Row) -> None:
     kept.records.append(record)
     kept.rests.append(rest)
     kept.rows.append(unit.number)
-    if sink.canonical:
+    if sink.canonical and SOURCE in rest:
         kept.origins.append((rest.pop(SOURCE), rest.pop(ROW)))
     else:
         kept.origins.append((unit.path or sink.source.path, unit.number))

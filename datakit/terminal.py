@@ -1,4 +1,4 @@
-"""Text from data on a terminal: `safe` shows what could move the cursor, hide text or forge a line.
+"""Words for people. Text from data on a terminal: `safe` shows what could move the cursor, hide text or forge a line.
 
 Neither `rich.Text` nor `click.echo` removes escape sequences, so every string that stems from data, file names
 included, passes here once before it is printed.
@@ -13,6 +13,11 @@ from typing import Final
 _UNSAFE: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _shown(match: re.Match[str]) -> str:

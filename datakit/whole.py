@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from datakit.checks import kto, preference
+from datakit.reading.splits import options, told_by_names
 from datakit.tally import PLACES, Tally
+from datakit.terminal import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def whole_set(tally: Tally, kind: str, digests: Keys, conflicts: Keys) -> list[S
         found.append(SetFinding("DK801", f"{extra} rows repeat an earlier one", extra, places))
     counts = tally.counts
     if counts["rows with tools"] and not counts["rows with calls"]:
-        found.append(SetFinding("DK309", f"{counts['rows with tools']} rows declare tools and none calls one"))
+        found.append(SetFinding("DK309", f"{plural(counts['rows with tools'], 'row')} with tools, and no call of one"))
     if kind == "preference":
         found += _conflicts("DK404", conflicts, "the opposite preference of")
         found += [SetFinding("DK406", note) for note in [preference.length_bias(counts)] if note]
@@ -103,6 +105,41 @@ def whole_set(tally: Tally, kind: str, digests: Keys, conflicts: Keys) -> list[S
         }
         found += [SetFinding(id, note) for id, rule in rules.items() if (note := rule(counts))]
     return found
+
+
+def of_inputs(inputs: Sequence[Mapping[str, Any]], asked: bool) -> list[SetFinding]:
+    """What only the inputs side by side show: splits in their names, and one file twice.
+
+    Args:
+        inputs: path, split, read_as, rows and sha256 of each, as in the manifest.
+        asked: whether `--split` was given, so that names say nothing more.
+    """
+    found: list[SetFinding] = []
+    files = [entry for entry in inputs if entry["read_as"] not in ("shards", "rejects") and entry["path"] != "-"]
+    told = {} if asked or len({entry["split"] for entry in files}) > 1 else told_by_names([e["path"] for e in files])
+    if told:
+        names = " and ".join(told)
+        note = f"names of files tell {names}, and all go into {files[0]['split']}"
+        places = [[None, None, "", note]]
+        places += [[group[0], None, "", f"{split}, by its name"] for split, group in told.items()]
+        places += [[None, None, "", f"To keep them apart: {options(told) or '--split NAME=GLOB for each'}"]]
+        found.append(SetFinding("DK122", note, 0, places))
+    firsts: dict[str, Mapping[str, Any]] = {}
+    copies = []
+    for entry in files:
+        if entry["rows"] and entry["sha256"]:
+            first = firsts.setdefault(entry["sha256"], entry)
+            if first is not entry:
+                copies.append((first, entry))
+    if copies:
+        places = [[e["path"], None, "", _same_bytes(first, e)] for first, e in copies[:PLACES]]
+        found.append(SetFinding("DK123", f"{len(copies)} copies", sum(e["rows"] for _, e in copies), places))
+    return found
+
+
+def _same_bytes(first: Mapping[str, Any], copy: Mapping[str, Any]) -> str:
+    where = "" if first["split"] == copy["split"] else f"; that is in split {first['split']}, this in {copy['split']}"
+    return f"the same bytes as {first['path']}{where}"
 
 
 def _conflicts(id: str, keys: Keys, words: str) -> list[SetFinding]:

@@ -16,7 +16,7 @@ import traceback
 from array import array
 from collections.abc import Callable, Mapping
 from io import IOBase
-from typing import IO, Any, Final, cast
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import orjson
 import pyarrow as pa
@@ -24,16 +24,41 @@ import pyarrow as pa
 from datakit.errors import DatakitError, UnreadableInput
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import columns_of, has_structs, layout_of, peek
-from datakit.step import Result, StepPlan, convert_block
+from datakit.step import Result, StepPlan
 from datakit.tally import Tally
+
+if TYPE_CHECKING:
+    from datakit.formatter import FormatStep
+
+
+def _probe(*value: Any) -> Any:
+    from datakit.formatter import probe
+
+    return probe(*value)
+
+
+def _warm(*value: Any) -> Any:
+    from datakit.formatter import warm
+
+    return warm(*value)
+
+
+def _pieces(*value: Any) -> Any:
+    from datakit.formatter import pieces
+
+    return pieces(*value)
+
 
 QUESTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "layout": layout_of,
     "columns": columns_of,
     "structs": has_structs,
     "peek": peek,
+    "probe": _probe,
+    "warm": _warm,
+    "pieces": _pieces,
 }
-"""What a worker is asked about Parquet and Arrow files, which only workers open."""
+"""What a worker is asked about files, templates and tokenizers, which only workers open."""
 
 
 def write_message(stream: IO[bytes], header: Any, *parts: bytes | memoryview) -> None:
@@ -105,6 +130,15 @@ def read_result(stream: IO[bytes], header: dict[str, Any], parts: list[bytes]) -
     return Result(batch, header["rejects"], tally, parts[0], parts[1], rows, header["wanted"])
 
 
+def _plan(value: Mapping[str, Any]) -> StepPlan | FormatStep:
+    """The plan of the step that this worker runs."""
+    if value.get("name") != "format":
+        return StepPlan.from_json(value)
+    from datakit.formatter import FormatStep
+
+    return FormatStep.from_json(value)
+
+
 def main() -> None:
     """Serve requests until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
@@ -112,17 +146,17 @@ def main() -> None:
     os.dup2(2, 1)  # nothing that a library prints may end up among the results
     gc.freeze()
     gc.disable()  # rows are trees without cycles; looking for some costs a third of the time
-    plan: StepPlan | None = None
+    run: Callable[[Block], Result] | None = None
     while (message := read_message(source)) is not None:
         (request, value), parts = message
         try:
             if request in QUESTIONS:
                 write_message(sink, ["ok", QUESTIONS[request](*value)])
             elif request == "plan":
-                plan = StepPlan.from_json(value)
+                run = _plan(value).start()
                 write_message(sink, ["ok", None])
-            elif plan is not None:
-                write_result(sink, convert_block(unpack_block(value, parts[0]), plan))
+            elif run is not None:
+                write_result(sink, run(unpack_block(value, parts[0])))
         except BrokenPipeError:
             return
         except MemoryError:

@@ -9,20 +9,35 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
 
 import pyarrow as pa
 
 from datakit import errors, launch
 from datakit.reading.blocks import Block, Span
-from datakit.step import Result, StepPlan
+from datakit.step import Result, SourcePlan
 from datakit.tally import Tally
 from datakit.worker import pack_block, read_message, read_result, write_message
+
+PATIENCE: Final = 300.0
+"""Seconds that a question may take."""
+
+
+class Step(Protocol):
+    """What a pool runs: the plan of a step; see `StepPlan` and `FormatStep`."""
+
+    @property
+    def sources(self) -> Sequence[SourcePlan]: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def seconds(self, rows: int) -> float | None:
+        """How long a block of so many rows may take; None for any time."""
 
 
 class _Died(Exception):
@@ -32,16 +47,14 @@ class _Died(Exception):
 class _Worker:
     """One process and its pipe. Only one thread speaks to it at a time."""
 
-    def __init__(self, plan: StepPlan | None) -> None:
-        self.process = launch.take()
-        self.plan: StepPlan | None = None
-        if plan is not None:
-            self.prepare(plan)
+    def __init__(self, arrays: bool) -> None:
+        self.process = launch.take(arrays)
+        self.plan: Step | None = None
 
-    def prepare(self, plan: StepPlan) -> None:
+    def prepare(self, plan: Step) -> None:
         if self.plan is not plan:
             try:
-                self.ask("plan", plan.to_json())
+                self.ask("plan", plan.to_json(), seconds=plan.seconds(0))
             except _Died as died:
                 raise errors.InternalError(
                     f"a worker process does not start (exit {died.args[0]})",
@@ -49,7 +62,18 @@ class _Worker:
                 ) from None
             self.plan = plan
 
-    def ask(self, request: str, value: Any, *parts: bytes) -> tuple[Any, list[bytes]]:
+    def ask(self, request: str, value: Any, *parts: bytes, seconds: float | None = None) -> tuple[Any, list[bytes]]:
+        """Ask and wait. A worker that takes longer than `seconds` is killed; a template can run for ever."""
+        if seconds is None:
+            return self._ask(request, value, *parts)
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.start()
+        try:
+            return self._ask(request, value, *parts)
+        finally:
+            timer.cancel()
+
+    def _ask(self, request: str, value: Any, *parts: bytes) -> tuple[Any, list[bytes]]:
         stdin, stdout = self.process.stdin, self.process.stdout
         if stdin is None or stdout is None:
             raise errors.InternalError("a worker without pipes")
@@ -93,10 +117,12 @@ class Pool:
 
     Args:
         count: how many; at least one.
+        arrays: whether they need numpy.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, arrays: bool = False) -> None:
         self.count = max(1, count)
+        self.arrays = arrays
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._all: list[_Worker] = []
         self._lock = threading.Lock()
@@ -119,8 +145,8 @@ class Pool:
                 worker.close()
             self._all.clear()
 
-    def _start(self, plan: StepPlan | None) -> None:
-        worker = _Worker(None)
+    def _start(self, plan: Step | None) -> None:
+        worker = _Worker(self.arrays)
         with self._lock:
             self._all.append(worker)
         if plan is not None:
@@ -135,7 +161,7 @@ class Pool:
         """
         worker = self._idle.get()
         try:
-            answer, _ = worker.ask(request, value)
+            answer, _ = worker.ask(request, value, seconds=PATIENCE)
         except _Died:
             self._replace(worker, None)
             raise errors.UnreadableInput(f"{value[0]}: its reader crashed on it", "The file is damaged.") from None
@@ -145,7 +171,17 @@ class Pool:
         self._idle.put(worker)
         return answer
 
-    def _replace(self, worker: _Worker, plan: StepPlan | None) -> None:
+    def ask_with(self, request: str, others: str, *value: Any) -> Any:
+        """One question to one worker, while all others are asked another one about the same first two values."""
+        with ThreadPoolExecutor(self.count) as threads:
+            answer = threads.submit(self.ask, request, *value)
+            rest = [threads.submit(self.ask, others, *value[:2]) for _ in range(self.count - 1)]
+            found = answer.result()
+            for other in rest:
+                other.result()
+        return found
+
+    def _replace(self, worker: _Worker, plan: Step | None) -> None:
         worker.close()
         with self._lock:
             if self._closed:
@@ -154,13 +190,14 @@ class Pool:
                 self._all.remove(worker)
         self._start(plan)
 
-    def run(self, block: Block, plan: StepPlan) -> list[Result]:
+    def run(self, block: Block, plan: Step) -> list[Result]:
         """The result of one block; several where it had to be halved."""
         worker = self._idle.get()
         try:
             worker.prepare(plan)
             header, payload = pack_block(block)
-            answer, parts = worker.ask("block", header, payload)
+            rows = block.rows[3] - block.rows[2] if block.rows else 0
+            answer, parts = worker.ask("block", header, payload, seconds=plan.seconds(rows))
             result = worker.result(answer, parts)
         except _Died:
             self._replace(worker, plan)
@@ -171,9 +208,11 @@ class Pool:
         self._idle.put(worker)
         return [result]
 
-    def _halve(self, block: Block, plan: StepPlan) -> list[Result]:
+    def _halve(self, block: Block, plan: Step) -> list[Result]:
         if block.rows is not None:
-            raise errors.UnreadableInput(f"{block.rows[0]}: its reader crashed on it", "The file is damaged.")
+            if plan.seconds(0) is None:
+                raise errors.UnreadableInput(f"{block.rows[0]}: its reader crashed on it", "The file is damaged.")
+            return self._halve_rows(block, block.rows, plan)
         block.load()
         spans = block.spans if block.spans is not None else _line_spans(block)
         if len(spans) <= 1:
@@ -196,7 +235,22 @@ class Pool:
         halves[0].long, halves[0].notes = block.long, block.notes
         return [result for half in halves for result in self.run(half, plan)]
 
-    def map(self, blocks: Iterable[Block], plan: StepPlan) -> Iterator[tuple[Block, list[Result]]]:
+    def _halve_rows(self, block: Block, rows: tuple[str, int, int, int], plan: Step) -> list[Result]:
+        """Rows of our own shards, until the one that its template makes endless or too large stands alone."""
+        path, part, start, stop = rows
+        if stop - start <= 1:
+            return [_stopped(block, plan)]
+        middle = (start + stop) // 2
+        halves = [(start, middle), (middle, stop)]
+        return [
+            result
+            for low, high in halves
+            for result in self.run(
+                Block(block.source, block.first + low - start, 0, 0, rows=(path, part, low, high)), plan
+            )
+        ]
+
+    def map(self, blocks: Iterable[Block], plan: Step) -> Iterator[tuple[Block, list[Result]]]:
         """Blocks with their results, in order. At most two blocks per worker are held."""
         with ThreadPoolExecutor(self.count) as threads:
             waiting: deque[tuple[Block, Future[list[Result]]]] = deque()
@@ -232,7 +286,7 @@ def _line_spans(block: Block) -> list[Span]:
     return spans
 
 
-def _gave_up(block: Block, spans: list[Span], plan: StepPlan) -> Result:
+def _gave_up(block: Block, spans: list[Span], plan: Step) -> Result:
     """The reject of a row that no worker survives."""
     tally = Tally()
     rejects = []
@@ -246,3 +300,20 @@ def _gave_up(block: Block, spans: list[Span], plan: StepPlan) -> Result:
         reject = {"source": path, "row": number, "rule": "DK121", "path": "", "message": note, "findings": []}
         rejects.append({**reject, "raw": block.payload[start:end].decode("utf-8", "replace")})
     return Result(None, rejects, tally, b"", b"", [], [])
+
+
+def _stopped(block: Block, plan: Step) -> Result:
+    """The reject of a row whose render had to be stopped."""
+    path = plan.sources[block.source].path
+    note = "its render took too long or too much memory, and was stopped"
+    tally = Tally(rows_in=1, rejected=Counter({"DK701": 1}), seen=Counter({"DK701": 1}))
+    tally.places["DK701"] = [[path, block.first, "", note]]
+    reject = {
+        "source": path,
+        "row": block.first,
+        "rule": "DK701",
+        "name": "template-error",
+        "path": "",
+        "message": note,
+    }
+    return Result(None, [{**reject, "findings": []}], tally, b"", b"", [], [])

@@ -4,7 +4,12 @@ set -eu
 PATH="$PWD/$BIN:$PATH"
 
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
-run() { say "$@"; "$@"; }
+run() { say "$(quoted "$@" | sed 's/ $//')"; "$@"; }
+quoted() { # the words as they have to be typed
+    for word in "$@"; do
+        case $word in *\ *) printf '"%s" ' "$word" ;; *) printf '%s ' "$word" ;; esac
+    done
+}
 
 rm -rf demo
 run datakit convert fixtures/sharegpt/good.jsonl -o demo/sft

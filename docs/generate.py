@@ -56,7 +56,12 @@ def checks() -> str:
         lines.append(
             f"| {entry['id']} | {entry['name']} | {entry['severity']} | {kinds} | {entry['rule']} | {entry['fix']} |"
         )
-    return "\n".join(lines) + "\n"
+    lines += ["", "## Why", ""]
+    for entry in filter(lambda entry: entry["why"], list_checks()):
+        lines += [f"**{entry['id']} {entry['name']}.** {entry['why']}", ""]
+        if entry["example"]:
+            lines += ["```json", entry["example"].replace("\ufeff", "\\ufeff"), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _commands(group: click.Group) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,8 @@ ONE_OF = {
 
 
 def test_every_layout_has_a_format_or_is_reached_by_one():
-    assert {x.name for x in LAYOUTS} - {x.name for x in ONE_OF} == set()
+    made_of_tokens = {x.name for x in LAYOUTS if x.kind == "tokenized" and x.form != "tokens"}  # by `datakit format`
+    assert {x.name for x in LAYOUTS} - {x.name for x in ONE_OF} == made_of_tokens
 
 
 @pytest.mark.parametrize("layout", ONE_OF, ids=lambda layout: layout.name)

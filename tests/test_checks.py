@@ -7,6 +7,8 @@
     hit_lines, clean_lines, hit_base64
                  the same as texts and as bytes, for rows that are no JSON objects
     paths        where each hit is to be seen; left out where that is the row as a whole
+    hit_files, clean_files
+                 for a check about inputs, the names of the files among which the rows are dealt in turn
     to, reasoning, others
                  the options of that name; `others` are formats for rows that drift
     as           "parquet" for rows of a Parquet file, "killed worker" for a worker that dies on them
@@ -33,8 +35,10 @@ import datakit
 from datakit import api, checks
 from datakit.checks import CHECKS
 from datakit.checks.content import CONTENT
+from datakit.checks.formatting import FORMATTING
 from datakit.checks.kto import KTO
 from datakit.checks.preference import PREFERENCE
+from datakit.checks.reasons import REASONS
 from datakit.checks.structure import STRUCTURE
 from datakit.checks.tools import TOOLS
 from datakit.checks.turns import TURNS
@@ -55,7 +59,7 @@ OF_FILES = ("DK118", "DK119", "DK311")
 BESIDE = OF_FILES
 """Seen in a file as a whole; such a finding fails a run and rejects no row."""
 
-ROWS = [id for id, check in CHECKS.items() if check.on != "set" and id not in ("DK121", "DK311")]
+ROWS = [id for id, check in CHECKS.items() if check.on not in ("set", "format") and id not in ("DK121", "DK311")]
 SETS = [id for id, check in CHECKS.items() if check.on == "set"]
 
 
@@ -140,7 +144,11 @@ def of_rows(which: str) -> list[Any]:
 # ---------------------------------------------------------------- the fixtures
 
 
-@pytest.mark.parametrize("id", CHECKS)
+ON_ROWS = [id for id, check in CHECKS.items() if check.on != "format"]
+"""Checks on rows as they are; those of rendered rows need a tokenizer, see test_format.py."""
+
+
+@pytest.mark.parametrize("id", ON_ROWS)
 def test_every_check_has_hits_and_clean_rows(id: str) -> None:
     assert (FOLDER / f"{id}.json").is_file(), f"write fixtures/checks/{id}.json; see tests/test_checks.py"
     assert raw_rows(id, "hit")
@@ -149,7 +157,7 @@ def test_every_check_has_hits_and_clean_rows(id: str) -> None:
 
 
 def test_there_is_no_fixture_without_a_check() -> None:
-    assert {path.stem for path in FOLDER.iterdir()} == set(CHECKS)
+    assert {path.stem for path in FOLDER.iterdir()} == set(ON_ROWS)
 
 
 # ---------------------------------------------------------------- rows
@@ -359,10 +367,13 @@ def test_a_row_that_no_worker_survives() -> None:
 
 
 def validated(folder: Path, id: str, which: str, **options: Any) -> tuple[dict[str, Summary], datakit.Report]:
-    path = folder / f"{which}.jsonl"
-    path.write_bytes(b"\n".join(raw_rows(id, which)))
+    names = case(id).get(f"{which}_files", [f"{which}.jsonl"])
+    for number, name in enumerate(names):
+        path = folder / which / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\n".join(raw_rows(id, which)[number :: len(names)]))
     format = case(id)["format"]
-    report = datakit.validate(path, format=None if format == "auto" else format, workers=1, **options)
+    report = datakit.validate(folder / which, format=None if format == "auto" else format, workers=1, **options)
     return {summary.id: summary for summary in report.findings}, report
 
 
@@ -459,7 +470,7 @@ def test_ids_and_names() -> None:
     entries = api.list_checks()
     assert [entry["id"] for entry in entries] == list(CHECKS)
     assert len({entry["name"] for entry in entries}) == len(entries)
-    declared = (STRUCTURE, TURNS, TOOLS, PREFERENCE, KTO, CONTENT)
+    declared = (STRUCTURE, TURNS, TOOLS, PREFERENCE, KTO, CONTENT, FORMATTING)
     assert sum(map(len, declared)) == len(CHECKS)
     for entry in entries:
         assert re.fullmatch(r"DK\d{3}", entry["id"])
@@ -481,6 +492,35 @@ def test_explain(id: str) -> None:
         assert datakit.explain(name) == entry
 
 
+EXPLAINED = [id for id, check in CHECKS.items() if check.on != "format"]
+SHOWN = [id for id in EXPLAINED if REASONS[id].example]
+
+
+@pytest.mark.parametrize("id", EXPLAINED)
+def test_every_check_says_why(id: str) -> None:
+    why = datakit.explain(id)["why"]
+    assert why[0].isupper()
+    assert why.endswith(".")
+    assert len(why) < 130
+
+
+def test_reasons_are_of_checks() -> None:
+    assert set(REASONS) <= set(CHECKS)
+    assert set(ROWS) - set(SHOWN) == {"DK114", "DK115", "DK208"}
+
+
+@pytest.mark.parametrize("id", [id for id in SHOWN if id in ROWS])
+def test_an_example_shows_its_check(id: str) -> None:
+    found, _ = judged(id, REASONS[id].example.encode())
+    assert id in found
+
+
+@pytest.mark.parametrize("id", [id for id in SHOWN if id in SETS])
+def test_an_example_of_a_set_shows_its_check(id: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(REASONS[id].example, "utf-8")
+    assert id in {summary.id for summary in datakit.validate(tmp_path / "a.jsonl", workers=1).findings}
+
+
 def test_explain_refuses_what_there_is_not() -> None:
     with pytest.raises(UsageError, match="no check named 'DK000'"):
         datakit.explain("DK000")
@@ -488,7 +528,7 @@ def test_explain_refuses_what_there_is_not() -> None:
 
 def test_a_check_has_a_function_or_a_reader() -> None:
     for check in CHECKS.values():
-        assert (check.run is None) == (check.on in ("read", "set"))
+        assert (check.run is None) == (check.on in ("read", "format", "set"))
 
 
 # ---------------------------------------------------------------- whatever a row holds

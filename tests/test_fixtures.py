@@ -31,7 +31,7 @@ from datakit.reading.blocks import Block
 from datakit.reading.columnar import plain_rows
 from datakit.report import Report
 from datakit.run import ColumnsWanted, gather, judge
-from datakit.step import Result, SourcePlan, StepPlan, convert_block, output_schema
+from datakit.step import Result, SourcePlan, StepPlan, convert_block
 from datakit.worker import QUESTIONS
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -82,7 +82,7 @@ def run(plan: Plan, folder: Path) -> Outcome:
     pool: Any = InThisProcess()
     outcome = Outcome(judge(plan, gather(plan, pool, None), "convert"))
     path = folder / "shard.parquet"
-    writer = ShardWriter(path, output_schema(plan.step))
+    writer = ShardWriter(path, plan.step.schema())
     for result in pool.results:
         outcome.rejects += result.rejects
         if result.batch is not None:

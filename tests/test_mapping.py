@@ -1,6 +1,7 @@
 """Formats of one's own: TOML maps and entries of LLaMA-Factory's dataset_info.json."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import datakit
 from datakit.errors import UsageError
 from datakit.formats import mapping
-from datakit.formats.declare import Format, Row
+from datakit.formats.declare import Format, Row, leftover, look
 from datakit.formats.normalise import normalise
 from datakit.messages import Context
 
@@ -29,6 +30,12 @@ def info(folder: Path, **entries: Any) -> str:
     path = folder / "dataset_info.json"
     path.write_text(json.dumps(entries), "utf-8")
     return str(path)
+
+
+def loaded(spec: mapping.Spec) -> Format:
+    format = mapping.load(spec)
+    assert isinstance(format, Format)
+    return format
 
 
 def read(format: Format, row: Row) -> tuple[dict[str, Any], Row]:
@@ -160,10 +167,10 @@ def test_a_map_for_labels(tmp_path: Path) -> None:
 
 def test_labels_that_are_numbers_or_booleans_can_be_turned_round(tmp_path: Path) -> None:
     text = 'to = "kto"\n[columns]\nprompt = "q"\ncompletion = "a"\nlabel = "toxic"\n[labels]\n'
-    inverted = mapping.load(toml(tmp_path, text + "true = false\nfalse = true\n"))
+    inverted = loaded(toml(tmp_path, text + "true = false\nfalse = true\n"))
     assert read(inverted, {"q": "x", "a": "y", "toxic": True})[0]["label"] is False
     assert read(inverted, {"q": "x", "a": "y", "toxic": False})[0]["label"] is True
-    stars = mapping.load(toml(tmp_path, text + "1 = false\n2 = false\n5 = true\n"))
+    stars = loaded(toml(tmp_path, text + "1 = false\n2 = false\n5 = true\n"))
     assert [read(stars, {"q": "x", "a": "y", "toxic": n})[0]["label"] for n in (1, 2, 5)] == [False, False, True]
 
 
@@ -184,7 +191,7 @@ def test_a_map_for_rankings(tmp_path: Path) -> None:
 
 
 def test_a_key_with_a_dot_in_its_name_wins(tmp_path: Path) -> None:
-    format = mapping.load(toml(tmp_path, 'to = "sft:text"\n[columns]\ntext = "a.b"\n'))
+    format = loaded(toml(tmp_path, 'to = "sft:text"\n[columns]\ntext = "a.b"\n'))
     assert read(format, {"a.b": "whole", "a": {"b": "inner", "c": 1}}) == (
         {"text": "whole"},
         {"a": {"b": "inner", "c": 1}},
@@ -202,6 +209,155 @@ def test_a_bad_row_names_the_columns_of_the_user(tmp_path: Path) -> None:
     assert places["DK501"]["path"] == "thumb"
     assert "up" in places["DK501"]["note"]
     assert places["DK103"]["path"] == "a"
+
+
+# ---------------------------------------------------------------- steps into lists
+
+
+def test_a_number_in_a_path_is_a_step_into_a_list(tmp_path: Path) -> None:
+    row = {"request": {"messages": [turn("user", "q")]}, "choices": [{"message": turn("assistant", "a"), "n": 1}, {"message": turn("assistant", "b")}]}  # fmt: skip
+    map = toml(tmp_path, 'to = "sft:prompt_completion:messages"\n[columns]\nprompt = "request.messages"\ncompletion = "choices.0.message"\n')  # fmt: skip
+    (made,) = converted(tmp_path, map, [row])
+    assert made["completion"] == [turn("assistant", "a")]
+    assert made["dk_meta"] == {"choices": [{"n": 1}, {"message": turn("assistant", "b")}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "path", "value", "left"),
+    [
+        ({"a": ["x", "y"]}, "a.1", "y", {"a": ["x", None]}),
+        ({"a": [{"b": ["x"]}]}, "a.0.b.0", "x", {}),
+        ({"a": [{"b": 1, "c": 2}]}, "a.0.b", 1, {"a": [{"c": 2}]}),
+        ({"a": ["x"]}, "a.1", None, {"a": ["x"]}),
+        ({"a": ["x"]}, "a.-1", None, {"a": ["x"]}),
+        ({"a": ["x"]}, "a.\u0661", None, {"a": ["x"]}),
+        ({"a": []}, "a.0", None, {"a": []}),
+        ({"a": [{}, 1]}, "a.0.b", None, {"a": [{}, 1]}),
+        ({"a": {"0": "x"}}, "a.0", "x", {}),
+        ({"a": {}}, "a.b", None, {"a": {}}),
+    ],
+)
+def test_what_a_path_takes_and_leaves(row: Row, path: str, value: Any, left: Row) -> None:
+    before = json.dumps(row)
+    assert look(row, path) == (value is not None, value)
+    assert leftover(row, frozenset({path})) == left
+    assert json.dumps(row) == before
+
+
+# ---------------------------------------------------------------- columns that no row has
+
+TALKS: list[Row] = [{"dialog": [turn("user", "q"), turn("assistant", f"a{n}")], "meta": {"id": n}} for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message", "hint"),
+    [
+        ({"messages": "dialogue"}, "no row of ROWS has 'dialogue', the column for messages; did you mean dialog?", "Columns of the 3 rows looked at: dialog, meta, meta.id."),
+        ({"messages": "turns"}, "no row of ROWS has 'turns', the column for messages", "dialog, meta"),
+        ({"messages": "dialog", "system": "metta.id"}, "'metta.id', the column for system; did you mean meta.id?", "dialog"),
+    ],
+)  # fmt: skip
+def test_a_column_that_no_row_has_is_bad_use(tmp_path: Path, columns: Any, message: str, hint: str) -> None:
+    rows = write(tmp_path / "rows.jsonl", TALKS)
+    with pytest.raises(UsageError) as caught:
+        datakit.convert(rows, tmp_path / "out", map={"columns": columns}, on_bad_row="quarantine", max_bad="100 %")
+    assert message.replace("ROWS", rows) in caught.value.message
+    assert caught.value.message.startswith("map: ")
+    assert hint in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_column_that_some_or_none_may_have_is_not(tmp_path: Path) -> None:
+    columns = {"messages": "dialog", "system": "briefing", "tools": "tools"}
+    assert datakit.validate(write(tmp_path / "a.jsonl", TALKS), map={"columns": columns}, workers=1).exit_code == 0
+    late = write(tmp_path / "b.jsonl", [{"x": 1}, *TALKS])
+    report = datakit.validate(late, map={"columns": columns}, workers=1)
+    assert report.rejected == {"DK103": 1}
+
+
+# ---------------------------------------------------------------- words beside those of a format
+
+SHARE: Row = {
+    "conversations": [{"from": "guest", "value": "q"}, {"from": "gpt", "value": "a"}],
+    "tools": "[]",
+    "system": "Be brief.",
+}
+DIALECT: Row = {"messages": [turn("guest", "q"), turn("desk", "a")], "tools": [{"name": "f", "parameters": {}}]}
+
+
+@pytest.mark.parametrize("head", ["", 'format = "sharegpt"\n'])
+def test_roles_alone_extend_a_format(tmp_path: Path, head: str) -> None:
+    rows = [SHARE] if head else [SHARE, SHARE | {"tools": '[{"name": "f", "parameters": {}}]'}]
+    made = converted(tmp_path, toml(tmp_path, head + '[roles]\nguest = "user"\n'), rows)
+    assert [row["messages"] for row in made] == [[turn("system", "Be brief."), turn("user", "q"), turn("assistant", "a")]] * len(rows)  # fmt: skip
+    assert not any(row["dk_meta"] for row in made)
+    if not head:
+        assert made[1]["tools"][0]["function"]["name"] == "f"
+        report = datakit.validate(tmp_path / "rows.jsonl", map=tmp_path / "own.toml", workers=1)
+        assert (report.format, report.detection[0]["evidence"][-1]) == (
+            "own",
+            "read as sharegpt, with the words of own",
+        )
+
+
+def test_roles_reach_rows_that_drift(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [SHARE] * 5 + [DIALECT])
+    report = datakit.validate(path, map={"roles": {"guest": "user", "desk": "assistant"}}, workers=1)
+    assert (report.exit_code, report.rows_out) == (0, 6)
+    assert "DK105" in {summary.id for summary in report.findings}
+
+
+def test_labels_alone_extend_a_format(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": "a", "label": word} for word in ("good", "bad")]
+    map = {"format": "kto", "labels": {"good": True, "bad": False}}
+    report = datakit.convert(write(tmp_path / "rows.jsonl", rows), tmp_path / "out", map=map, workers=1)
+    assert report.exit_code == 0, report.verdict
+    assert [row["label"] for row in datakit.load(tmp_path / "out")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"format": "sharegpt", "columns": {"messages": "m"}, "roles": {"a": "user"}}, "format names the columns, so columns cannot"),
+        ({"format": "sharegtp", "roles": {"a": "user"}}, "no format named 'sharegtp'"),
+        ({"format": "text", "roles": {"a": "user"}}, "map: text has no use for words under [roles]"),
+        ({"format": "alpaca", "roles": {"a": "user"}}, "map: alpaca has no use for words under [roles]"),
+        ({"format": "openai", "labels": {"a": True}}, "map: openai has no use for words under [labels]"),
+        ({"format": "openai", "wins": {"a": "tie"}}, "map: openai has no use for words under [wins]"),
+        ({"roles": {"a": "robot"}}, "map: no role named robot"),
+        ({"roles": {1: "user"}}, "map: [roles] must be a table of texts"),
+        ({}, "map: [columns] must name"),
+    ],
+)  # fmt: skip
+def test_words_that_nothing_could_use(value: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        mapping.load(value)
+    assert message in caught.value.message
+
+
+def test_words_there_and_back() -> None:
+    words = {"name": "w", "roles": {"guest": "user"}, "labels": {"3": True}, "wins": {"a": "tie"}}
+    assert mapping.to_json(mapping.load(words)) == words
+    assert mapping.load(mapping.to_json(mapping.load(words))) == mapping.load(words)
+    format = mapping.from_json({"name": "w", "format": "sharegpt", "roles": {"guest": "user", "gpt": "assistant"}})
+    assert mapping.to_json(format) == {"name": "w", "format": "sharegpt", "roles": {"guest": "user"}, "labels": {}, "wins": {}}  # fmt: skip
+    assert mapping.from_json(mapping.to_json(format)) == format
+
+
+# ---------------------------------------------------------------- maps of the library
+
+
+def test_a_mapping_says_what_a_file_says(tmp_path: Path) -> None:
+    text = 'name = "own"\nto = "sft:messages"\n[columns]\nmessages = "dialog"\n'
+    rows = write(tmp_path / "rows.jsonl", TALKS)
+    maps: list[mapping.Spec] = [toml(tmp_path, text), Path(toml(tmp_path, text)), tomllib.loads(text)]
+    ids = {datakit.convert(rows, tmp_path / str(n), map=map, workers=1).content_id for n, map in enumerate(maps)}
+    assert len(ids) == 1
+
+
+def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="map: a list"):
+        datakit.validate(write(tmp_path / "rows.jsonl", TALKS), map=["dialog"])  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- which layout a map asks for
@@ -267,7 +423,7 @@ def test_to_json_and_from_json_are_inverse(tmp_path: Path) -> None:
         good = true
         3 = false
         """
-    format = mapping.load(toml(tmp_path, text))
+    format = loaded(toml(tmp_path, text))
     value = mapping.to_json(format)
     assert json.loads(json.dumps(value)) == value
     assert mapping.from_json(value) == format
@@ -362,7 +518,7 @@ def test_convert_refuses_a_wrong_map_before_it_reads(tmp_path: Path) -> None:
 
 
 def test_alpaca_by_default(tmp_path: Path) -> None:
-    format = mapping.load(info(tmp_path, mine={"file_name": "mine.json"}) + ":mine")
+    format = loaded(info(tmp_path, mine={"file_name": "mine.json"}) + ":mine")
     assert (format.name, format.layout.name) == ("mine", "sft:messages")
     record, rest = read(format, {"instruction": "Add", "input": "1 2", "output": "3", "id": 1})
     assert record == {"messages": [turn("user", "Add\n1 2"), turn("assistant", "3")]}
@@ -371,7 +527,7 @@ def test_alpaca_by_default(tmp_path: Path) -> None:
 
 def test_alpaca_with_columns_has_no_others(tmp_path: Path) -> None:
     entry = {"columns": {"prompt": "input", "response": "target", "system": "sys", "history": "before"}}
-    format = mapping.load(info(tmp_path, mine=entry) + ":mine")
+    format = loaded(info(tmp_path, mine=entry) + ":mine")
     row = {
         "input": "b",
         "target": "B",
@@ -393,7 +549,7 @@ def test_alpaca_with_columns_has_no_others(tmp_path: Path) -> None:
 
 def test_sharegpt_by_default(tmp_path: Path) -> None:
     entry = {"formatting": "sharegpt", "columns": {"messages": "conversations", "tools": "tools"}}
-    format = mapping.load(info(tmp_path, mine=entry) + ":mine")
+    format = loaded(info(tmp_path, mine=entry) + ":mine")
     turns = [
         {"from": "human", "value": "w?"},
         {"from": "function_call", "value": '{"name": "w", "arguments": {"c": 1}}'},
@@ -416,7 +572,7 @@ def test_sharegpt_with_tags(tmp_path: Path) -> None:
     }
     tags |= {"observation_tag": "Ergebnis", "function_tag": "Aufruf"}
     entry = {"formatting": "sharegpt", "columns": {"messages": "verlauf"}, "tags": tags}
-    format = mapping.load(info(tmp_path, mine=entry) + ":mine")
+    format = loaded(info(tmp_path, mine=entry) + ":mine")
     words = ["Regel", "Frage", "Aufruf", "Ergebnis", "Antwort"]
     texts = ["s", "q", '{"name": "f", "arguments": {}}', "r", "a"]
     record, _ = read(format, {"verlauf": [{"wer": w, "was": t} for w, t in zip(words, texts, strict=True)]})
@@ -439,10 +595,10 @@ def test_rankings(tmp_path: Path) -> None:
     wanted = {"prompt": [turn("user", "q")], "chosen": [turn("assistant", "A")], "rejected": [turn("assistant", "B")]}
     chat = {"conversations": [{"from": "human", "value": "q"}]}
     chat |= {side: {"from": "gpt", "value": text} for side, text in (("chosen", "A"), ("rejected", "B"))}  # type: ignore[misc]
-    assert read(mapping.load(f"{path}:chat"), chat)[0] == wanted
-    assert read(mapping.load(f"{path}:plain"), {"question": "q", "a": "A", "b": "B", "s": ""})[0] == wanted
-    assert read(mapping.load(f"{path}:bare"), {"instruction": "q", "chosen": "A", "rejected": "B"})[0] == wanted
-    assert {mapping.load(f"{path}:{name}").layout.name for name in pairs} == {"preference:messages"}
+    assert read(loaded(f"{path}:chat"), chat)[0] == wanted
+    assert read(loaded(f"{path}:plain"), {"question": "q", "a": "A", "b": "B", "s": ""})[0] == wanted
+    assert read(loaded(f"{path}:bare"), {"instruction": "q", "chosen": "A", "rejected": "B"})[0] == wanted
+    assert {loaded(f"{path}:{name}").layout.name for name in pairs} == {"preference:messages"}
 
 
 def test_kto_tags(tmp_path: Path) -> None:
@@ -452,14 +608,14 @@ def test_kto_tags(tmp_path: Path) -> None:
     path = info(tmp_path, chat=chat, plain=plain)
     wanted = {"prompt": [turn("user", "q")], "completion": [turn("assistant", "a")], "label": False}
     assert (
-        read(mapping.load(f"{path}:chat"), {"messages": [turn("user", "q"), turn("assistant", "a")], "label": False})[0]
+        read(loaded(f"{path}:chat"), {"messages": [turn("user", "q"), turn("assistant", "a")], "label": False})[0]
         == wanted
     )
-    assert read(mapping.load(f"{path}:plain"), {"prompt": "q", "completion": "a", "label": False})[0] == wanted
+    assert read(loaded(f"{path}:plain"), {"prompt": "q", "completion": "a", "label": False})[0] == wanted
 
 
 def test_pretraining_names_only_a_prompt(tmp_path: Path) -> None:
-    format = mapping.load(info(tmp_path, c4={"columns": {"prompt": "raw"}}) + ":c4")
+    format = loaded(info(tmp_path, c4={"columns": {"prompt": "raw"}}) + ":c4")
     assert format.layout.name == "sft:text"
     assert read(format, {"raw": " text\n", "url": "u"}) == ({"text": " text\n"}, {"url": "u"})
 

@@ -249,6 +249,7 @@ GROUPS = [
     {"trajectory:messages"},
     {"stepwise:strings"},
     {"tokenized:tokens"},
+    *({f"tokenized:{form}"} for form in ("sft", "packed", "preference", "kto", "reward")),
 ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from datakit.checks.content import CONTENT
 from datakit.checks.declare import Check
+from datakit.checks.formatting import FORMATTING
 from datakit.checks.kto import KTO
 from datakit.checks.preference import PREFERENCE
 from datakit.checks.structure import MEDIA, STRUCTURE
@@ -25,7 +26,7 @@ from datakit.messages import Message
 from datakit.schema import Layout
 
 CHECKS: Final[Mapping[str, Check]] = {
-    check.id: check for check in (*STRUCTURE, *TURNS, *TOOLS, *PREFERENCE, *KTO, *CONTENT)
+    check.id: check for check in (*STRUCTURE, *TURNS, *TOOLS, *PREFERENCE, *KTO, *CONTENT, *FORMATTING)
 }
 
 ENOUGH: Final = 10
@@ -57,7 +58,7 @@ def severities(changes: Mapping[str, str] | None = None) -> dict[str, str]:
         if severity not in (*SEVERITIES, "off"):
             raise UsageError(f"--severity {name}={severity}", f"A severity is one of {', '.join(SEVERITIES)}, off.")
         check = find(name)
-        if (check.on == "read" or check.raised) and check.severity == "error" and severity != "error":
+        if check.stays and severity != "error":
             raise UsageError(
                 f"--severity {name}={severity}", f"{check.id} rows cannot be carried on, so it stays an error."
             )

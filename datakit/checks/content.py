@@ -7,12 +7,14 @@ and only a hit is traced to its row.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import orjson
 
 from datakit.checks.declare import Check
+from datakit.terminal import plural
 
 # UTF-8 read as Latin-1 or Windows-1252: a lead byte shown as a letter, then continuation bytes shown as signs. Some of
 # these signs also follow a word that ends in such a letter, as in AMANHÃ» or HÂLÂ…, so a pair alone does not say it all.
@@ -64,13 +66,35 @@ def damaged(whole: bytes, rows: Sequence[bytes]) -> Iterator[tuple[int, str, str
                 text = _ANY_ESCAPE.sub(" ", row.decode())
                 found = _MOJIBAKE.findall(text)
                 if found:
-                    yield index, "DK901", f"{len(found)} places such as {found[0]!r}"
+                    yield index, "DK901", f"{plural(len(found), 'place')} such as {found[0]!r}"
     escaped = _ESCAPED.search(whole) and _ESCAPED.search(_without_backslashes(whole))
     if escaped or b"\x7f" in whole or (not ascii and _RAW.search(whole)):
         for index, row in enumerate(rows):
             controls = _CONTROL.findall(_without_backslashes(row))
             if controls:
-                yield index, "DK909", f"{len(controls)} control characters such as {_code(controls[0])}"
+                yield index, "DK909", f"{plural(len(controls), 'control character')} such as {_code(controls[0])}"
+
+
+_TAG: Final = re.compile(rb"<(?:image|img|audio|video)>")  # with attributes they are HTML
+_HTML: Final = {b"<audio>": b"</audio>", b"<video>": b"</video>"}  # and so they are where they are closed
+_COLUMNS: Final[Mapping[bytes, frozenset[str]]] = {
+    b"<image>": frozenset({"images", "image"}),
+    b"<img>": frozenset({"images", "image"}),
+    b"<audio>": frozenset({"audios", "audio"}),
+    b"<video>": frozenset({"videos", "video"}),
+}
+
+
+def media_tags(whole: bytes, rows: Sequence[bytes]) -> Iterator[tuple[int, str, frozenset[str], str]]:
+    """(row, check id, columns that would do, note) for every row with tags that stand for media in one column."""
+    if b"<" not in whole or not _TAG.search(whole):  # the first is free where no text has markup
+        return
+    for index, row in enumerate(rows):
+        for tag, count in Counter(_TAG.findall(row)).items():
+            if tag not in _HTML or _HTML[tag] not in row:
+                columns = _COLUMNS[tag]
+                note = f"{plural(count, f'{tag.decode()} tag')}, and no column {' or '.join(sorted(columns))}"
+                yield index, "DK124", columns, note
 
 
 def _without_backslashes(data: bytes) -> bytes:

@@ -10,6 +10,7 @@
     texts     the same, but only where they are texts or tokens instead of messages
     odd       the same, but only where a message is more than a role and a plain text
     media     the same, but only where the row has images, audio or video
+    format    `datakit format` raises it where rows are rendered and tokenised; no function
     set       the counts over all rows; such a finding rejects no row
 """
 
@@ -27,7 +28,7 @@ Seen = Iterable[tuple[str, str]]
 """(path inside the thing looked at, what was found)"""
 
 Row = Mapping[str, Any]
-On = Literal["read", "roles", "message", "tools", "row", "texts", "odd", "media", "set"]
+On = Literal["read", "roles", "message", "tools", "row", "texts", "odd", "media", "format", "set"]
 
 RolesCheck = Callable[[str], Iterable[tuple[int, str]]]
 MessageCheck = Callable[[Message], Seen]
@@ -51,3 +52,8 @@ class Check:
     """The kinds it applies to; empty for all."""
     raised: bool = False
     """Whether readers raise it too, where a row cannot be carried on; such an error stays one."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is an error whatever a user asks for."""
+        return self.severity == "error" and (self.on == "read" or self.raised)

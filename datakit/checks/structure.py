@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from datakit.checks.declare import Check, Row, Seen
 from datakit.checks.turns import BLANK
+from datakit.terminal import plural
 
 ANSWERS: Final = frozenset({"completion", "completions", "chosen"})
 MEDIA: Final = frozenset({"audios", "audio", "videos", "video"})
@@ -27,7 +28,7 @@ def media_counts(record: Row, rest: Row) -> Seen:
     contents = [[v] if isinstance(v, str) else [message.get("content") for message in v] for v in values]
     places = sum(_places(content) for each in contents for content in each)
     if places and places != len(images):
-        yield "images", f"{places} image placeholders for {len(images)} images"
+        yield "images", f"{plural(places, 'image placeholder')} for {plural(len(images), 'image')}"
 
 
 def _places(content: Any) -> int:
@@ -65,4 +66,7 @@ STRUCTURE: Final = (
     Check("DK119", "byte-order-mark", "note", "A byte order mark at the start of a file is removed.", "Nothing."),
     Check("DK120", "not-lossless", "error", "A row can be carried to the form that --to asks for without loss.", "Ask for another form, or quarantine the row."),
     Check("DK121", "resource-limit", "error", "A row can be read within the memory of a worker.", "Split the row."),
+    Check("DK122", "splits-in-names", "note", "Files whose names tell different splits go into different splits.", "Name the splits with --split; nothing, if all is meant for one.", "set"),
+    Check("DK123", "input-repeated", "warning", "No two inputs have the same bytes.", "Leave one out; in two splits the same rows are trained on and measured with.", "set"),
+    Check("DK124", "media-tag", "warning", "Tags of media in a text have a column with the media.", "Name the column with the images in a --map file, or take the tags out; as they are, they are trained as plain text."),
 )  # fmt: skip

@@ -58,6 +58,7 @@ class Format:
         on_request: considered only where `--format` or `--to` asks for it.
         source: where the shape is documented.
         verified: False where no real row could be looked at.
+        base: for a map that only adds words to a format, the name of that.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Format:
     on_request: bool = False
     source: str = ""
     verified: bool = True
+    base: str = ""
 
     def matches(self, row: Row) -> int:
         """How many points of evidence a row gives for this format; 0 where it does not match at all."""
@@ -119,15 +121,26 @@ class Format:
 
 
 def look(row: Row, path: str) -> tuple[bool, Any]:
-    """Whether a dotted path exists in a row, and its value. A key that contains the dots wins."""
+    """Whether a dotted path exists in a row, and its value.
+
+    A key that contains the dots wins; a number is a step into a list: `choices.0.message`.
+    """
     if path in row:
         return True, row[path]
     value: Any = row
     for key in path.split("."):
-        if not isinstance(value, dict) or key not in value:
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and (index := _index(key, value)) is not None:
+            value = value[index]
+        else:
             return False, None
-        value = value[key]
     return True, value
+
+
+def _index(key: str, values: list[Any]) -> int | None:
+    index = int(key) if key.isascii() and key.isdigit() else len(values)
+    return index if index < len(values) else None
 
 
 def leftover(row: Row, taken: frozenset[str]) -> Row:
@@ -136,8 +149,22 @@ def leftover(row: Row, taken: frozenset[str]) -> Row:
     for path in taken:
         if "." in path and path not in row:
             head, _, tail = path.partition(".")
-            inner = rest.get(head)
-            if isinstance(inner, dict):
-                inner = leftover(inner, frozenset({tail}))
-                rest = {**rest, head: inner} if inner else {k: v for k, v in rest.items() if k != head}
+            value = rest.get(head)
+            if isinstance(value, dict | list):
+                inner = _without(value, tail)
+                rest = {k: inner if k == head else v for k, v in rest.items() if k != head or inner or inner == value}
     return rest
+
+
+def _without(value: Any, path: str) -> Any:
+    """What is left of a value without one path; what is taken out of a list leaves a null, so that nothing moves."""
+    if isinstance(value, dict):
+        return leftover(value, frozenset({path}))
+    key, _, tail = path.partition(".")
+    index = _index(key, value) if isinstance(value, list) else None
+    if index is None:
+        return value
+    inner = _without(value[index], tail) if tail else None
+    kept = inner if inner or inner == value[index] else None
+    left = [*value[:index], kept, *value[index + 1 :]]
+    return left if any(item is not None for item in left) else []

@@ -3,7 +3,7 @@
     name = "support-chats"
     to = "sft:messages"
 
-    [columns]                 # slot = column; a dotted path reaches into objects
+    [columns]                 # slot = column; a dotted path reaches into objects and lists: choices.0.message
     messages = "dialog"
     system = "briefing"
 
@@ -21,30 +21,45 @@
     [wins]                    # for first, second and winner: your word = first | second | tie
     model_a = "first"
 
+A map without columns adds words to a format that is named, or to whichever is detected:
+
+    format = "sharegpt"       # may be left out
+
+    [roles]
+    agent = "assistant"
+
 Keys of TOML are texts; under [labels] and [wins], one that spells a number, true or false stands for that value too.
 The slots are those of `datakit.formats.declare`. Words that the map does not name keep their usual meaning.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from datakit.errors import UsageError
-from datakit.formats.declare import Format
+from datakit.formats import find
+from datakit.formats.declare import Format, Row, look
 from datakit.messages import CALL, ROLE_WORDS, Turn
 from datakit.schema import ROLES, Layout, Target, layout
+from datakit.terminal import plural
 
 SLOTS: Final = frozenset(
     "system history messages prompt user input assistant completion chosen rejected completions first second label "
     "winner scores labels reward text tools images chat_template_kwargs input_ids attention_mask position_ids "
     "completion_mask assistant_masks".split()
 )
-_KEYS: Final = frozenset({"name", "to", "columns", "turn", "roles", "labels", "wins", "lower_is_better"})
+_WORDS: Final = frozenset({"name", "roles", "labels", "wins"})
+_KEYS: Final = _WORDS | {"format", "to", "columns", "turn", "lower_is_better"}
+_WINS: Final = ("first", "second", "tie")
+_TURNS: Final = frozenset({"messages", "prompt", "completion", "completions", "chosen", "first"})
 
 _NEEDS: Final[Mapping[str, tuple[frozenset[str], ...]]] = {
     "sft:messages": (frozenset({"messages"}), frozenset({"user", "assistant"})),
@@ -61,12 +76,54 @@ _NEEDS: Final[Mapping[str, tuple[frozenset[str], ...]]] = {
 """What the columns must name, besides the prompt of a layout that has one."""
 
 
-def load(spec: str) -> Format:
-    """Read `--map FILE` or `--map dataset_info.json:NAME`.
+Spec = str | os.PathLike[str] | Mapping[str, Any]
+"""A file as `--map` takes it, or what such a file says."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A map without columns and without a format: words of one's own for whichever format is detected."""
+
+    name: str
+    roles: Mapping[str, str]
+    labels: Mapping[object, bool]
+    wins: Mapping[object, str]
+    where: str = field(default="map", compare=False)
+
+    def added_to(self, base: Format) -> Format:
+        """The format with these words besides its own.
+
+        Raises:
+            UsageError: it has no turns, labels or comparisons that could use them.
+        """
+        own = base.parse or base.join or base.expand
+        turns = base.layout.conversational and not base.columns.keys().isdisjoint(_TURNS)
+        winner = any(slot.startswith("winner") for slot in base.columns)
+        for table, lacks in (
+            ("roles" if self.roles else "", own or not turns),
+            ("labels" if self.labels else "", own or base.columns.keys().isdisjoint({"label", "labels"})),
+            ("wins" if self.wins else "", own or not winner),
+        ):
+            if table and lacks:
+                hint = "Describe the rows with [columns] and [turn]."
+                raise UsageError(f"{self.where}: {base.name} has no use for words under [{table}]", hint)
+        turn = Turn(base.turn.role, base.turn.content, {**base.turn.roles, **self.roles})
+        labels, wins = {**base.labels, **self.labels}, {**base.wins, **self.wins}
+        return replace(base, name=self.name, turn=turn, labels=labels, wins=wins, base=base.name)
+
+
+Map = Format | Words
+
+
+def load(spec: Spec) -> Map:
+    """Read `--map FILE`, `--map dataset_info.json:NAME`, or a mapping that a library caller hands over.
 
     Raises:
-        UsageError: the file is missing or says something that a map cannot say.
+        UsageError: the file is missing, or what is in it is nothing that a map can say.
     """
+    if isinstance(spec, Mapping):
+        return _read(spec, "map")
+    spec = os.fspath(spec)
     path, colon, entry = spec.rpartition(":")
     if colon and path.endswith(".json"):
         return _llamafactory(path, entry)
@@ -79,7 +136,25 @@ def load(spec: str) -> Format:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--map {spec}: not TOML: {error}") from None
     value.setdefault("name", Path(spec).stem)
-    return from_json(value, f"--map {spec}")
+    return _read(value, f"--map {spec}")
+
+
+def _read(value: Mapping[str, Any], where: str) -> Map:
+    if value.keys() <= _WORDS and value.keys() & {"roles", "labels", "wins"}:
+        return _added(value, where)
+    return from_json(value, where)
+
+
+def _added(value: Mapping[str, Any], where: str) -> Words:
+    labels, wins = _words(value, "labels", (True, False), where), _words(value, "wins", _WINS, where)
+    return Words(str(value.get("name", "map")), _roles(value, where), labels, wins, where)
+
+
+def _roles(value: Mapping[str, Any], where: str) -> dict[str, str]:
+    roles = _texts(value, "roles", where)
+    if wrong := set(roles.values()) - {*ROLES, CALL}:
+        raise UsageError(f"{where}: no role named {', '.join(sorted(wrong))}", f"Roles: {', '.join(ROLES)}, {CALL}.")
+    return roles
 
 
 def from_json(value: Mapping[str, Any], where: str = "map") -> Format:
@@ -90,13 +165,18 @@ def from_json(value: Mapping[str, Any], where: str = "map") -> Format:
     """
     unknown = value.keys() - _KEYS
     if unknown:
-        raise UsageError(f"{where}: unknown {', '.join(sorted(unknown))}", f"A map has {', '.join(sorted(_KEYS))}.")
+        raise UsageError(
+            f"{where}: unknown {', '.join(sorted(map(str, unknown)))}", f"A map has {', '.join(sorted(_KEYS))}."
+        )
+    if "format" in value:
+        if more := value.keys() - _WORDS - {"format"}:
+            hint = "Leave out the format, or what it says already; --to asks for another kind."
+            raise UsageError(f"{where}: format names the columns, so {', '.join(sorted(more))} cannot", hint)
+        return _added(value, where).added_to(find(str(value["format"])))
     columns = _texts(value, "columns", where)
     if bad := columns.keys() - SLOTS:
         raise UsageError(f"{where}: no slot named {', '.join(sorted(bad))}", f"Slots: {', '.join(sorted(SLOTS))}.")
-    roles = _texts(value, "roles", where)
-    if wrong := set(roles.values()) - {*ROLES, CALL}:
-        raise UsageError(f"{where}: no role named {', '.join(sorted(wrong))}", f"Roles: {', '.join(ROLES)}, {CALL}.")
+    roles = _roles(value, where)
     turn = _texts(value, "turn", where)
     if wrong := turn.keys() - {"role", "content"}:
         raise UsageError(f"{where}: [turn] has no {', '.join(sorted(wrong))}", "It has role and content.")
@@ -108,7 +188,7 @@ def from_json(value: Mapping[str, Any], where: str = "map") -> Format:
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint) from None
     _need(made, columns, where)
-    wins = _words(value, "wins", ("first", "second", "tie"), where)
+    wins = _words(value, "wins", _WINS, where)
     if "winner" in columns and not wins:
         raise UsageError(f"{where}: [wins] must say what each value of winner means", 'For example model_a = "first".')
     return Format(
@@ -125,8 +205,17 @@ def from_json(value: Mapping[str, Any], where: str = "map") -> Format:
     )
 
 
-def to_json(format: Format) -> dict[str, Any]:
+def to_json(map: Map) -> dict[str, Any]:
     """The inverse of `from_json`, for plans and workers."""
+    if isinstance(map, Words):
+        return _words_json(map.name, map.roles, map.labels, map.wins)
+    format = map
+    if format.base:
+        base, roles = find(format.base), format.turn.roles
+        own = {word: role for word, role in roles.items() if base.turn.roles.get(word) != role}
+        labels = {word: value for word, value in format.labels.items() if base.labels.get(word) != value}
+        wins = {word: value for word, value in format.wins.items() if base.wins.get(word) != value}
+        return {"format": format.base, **_words_json(format.name, own, labels, wins)}
     return {
         "name": format.name,
         "to": format.layout.name,
@@ -139,9 +228,16 @@ def to_json(format: Format) -> dict[str, Any]:
     }
 
 
+def _words_json(
+    name: str, roles: Mapping[str, str], labels: Mapping[object, bool], wins: Mapping[object, str]
+) -> dict[str, Any]:
+    words = {"labels": {_key(k): v for k, v in labels.items()}, "wins": {_key(k): v for k, v in wins.items()}}
+    return {"name": name, "roles": dict(roles), **words}
+
+
 def _texts(value: Mapping[str, Any], key: str, where: str) -> dict[str, str]:
     table = value.get(key, {})
-    if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+    if not isinstance(table, Mapping) or not all(isinstance(x, str) for pair in table.items() for x in pair):
         raise UsageError(f"{where}: [{key}] must be a table of texts")
     return dict(table)
 
@@ -171,6 +267,44 @@ def _layout(target: Target, columns: Mapping[str, str]) -> Layout:
     if target.kind == "sft" and target.form == "prompt_completion":
         return layout("sft", "prompt_completion", not plain)
     return layout(target.kind, target.form or ("messages" if target.kind == "sft" else None))
+
+
+_NEEDED: Final = frozenset(
+    "messages prompt user assistant completion chosen rejected completions first second label winner scores text "
+    "input_ids".split()
+)
+"""Slots without whose column a row cannot be carried on; the others may be absent from many rows, or from all."""
+
+
+def check_columns(format: Format, rows: Sequence[Row], path: str, where: str) -> None:
+    """Compare the columns of a map with sampled rows.
+
+    Raises:
+        UsageError: no row has a column that the map names; for one that may be absent, only where a row has another of
+            nearly the same name.
+    """
+    if not rows:
+        return
+    names = dict.fromkeys(name for row in rows for name in _paths(row))
+    for slot, column in format.columns.items():
+        if any(look(row, column)[0] for row in rows):
+            continue
+        free = [name for name in names if name not in format.taken]
+        close = difflib.get_close_matches(column, free, n=3, cutoff=0.6 if slot in _NEEDED else 0.8)
+        if close or slot in _NEEDED:
+            meant = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise UsageError(
+                f"{where}: no row of {path} has {column!r}, the column for {slot}{meant}",
+                f"Columns of the {plural(len(rows), 'row')} looked at: {', '.join(list(names)[:20])}.",
+            )
+
+
+def _paths(row: Row, before: str = "", depth: int = 3) -> Iterator[str]:
+    """The dotted paths of a row, down to a few levels."""
+    for key, value in row.items():
+        yield f"{before}{key}"
+        if isinstance(value, dict) and depth > 1:
+            yield from _paths(value, f"{before}{key}.", depth - 1)
 
 
 def _need(made: Layout, columns: Mapping[str, str], where: str) -> None:

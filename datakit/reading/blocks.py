@@ -355,7 +355,7 @@ def csv_blocks(chunks: Iterable[bytes], source: int, path: str, delimiter: str, 
     """
     _, stream = without_bom(iter(chunks))
     csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(_text_lines(stream), delimiter=delimiter, strict=True)
+    reader = csv.reader(text_lines(stream), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
         if header is None:
@@ -367,7 +367,8 @@ def csv_blocks(chunks: Iterable[bytes], source: int, path: str, delimiter: str, 
         raise UnreadableInput(f"{path}:{reader.line_num}: {error}", "Look for a quote that is not closed.") from None
 
 
-def _text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
+def text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Decoded lines with their line feeds, and undecodable bytes as surrogates."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     rest = ""
     for chunk in chunks:
@@ -415,12 +416,13 @@ def reject_blocks(chunks: Iterable[bytes], source: int, path: str, target: int =
         UnreadableInput: a line is not a reject.
     """
     for block in line_blocks(chunks, source, path, target):
-        lines = [line for line in block.payload.split(b"\n") if line.strip()]
         pieces: list[bytes] = []
         spans: list[Span] = []
         origins: list[tuple[str, int]] = []
         size = 0
-        for number, line in enumerate(lines, start=block.first):
+        for number, line in enumerate(block.payload.split(b"\n"), start=block.first):
+            if not line.strip():
+                continue
             try:
                 reject = orjson.loads(line)
                 origin = (str(reject["source"]), int(reject.get("line") or reject["row"]))
@@ -428,7 +430,7 @@ def reject_blocks(chunks: Iterable[bytes], source: int, path: str, target: int =
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 message = f"{path}:{number}: not a reject as datakit writes them: {error!r}"
                 raise UnreadableInput(message, "Each line needs source, row or line, and raw.") from None
-            spans.append((size, size + len(raw), origin[1], -1))
+            spans.append((size, size + len(raw), number, -1))
             pieces.append(raw)
             origins.append(origin)
             size += len(raw)

@@ -83,15 +83,21 @@ class _Cursor:
 _cursor: _Cursor | None = None
 
 
-def read_rows(rows: Rows, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered rows as plain objects. Struct fields that are null count as absent, as far as a struct can say."""
+def read_batches(rows: Rows) -> Iterator[pa.RecordBatch]:
+    """Rows as batches, validated in full."""
     global _cursor  # noqa: PLW0603 - one open file per worker
     path, part, start, stop = rows
     if _cursor is None or _cursor.key != (path, part) or _cursor.at > start:
         _cursor = _Cursor(path, part)
-    number = first
     for batch in _cursor.take(start, stop):
         batch.validate(full=True)
+        yield batch
+
+
+def read_rows(rows: Rows, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered rows as plain objects. Struct fields that are null count as absent, as far as a struct can say."""
+    number = first
+    for batch in read_batches(rows):
         for row in plain_rows(batch):
             yield number, row
             number += 1

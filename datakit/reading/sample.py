@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import orjson
+
 from datakit.findings import BadRow
-from datakit.reading import blocks
+from datakit.reading import blocks, delimiter
 from datakit.reading.decode import open_bytes
 from datakit.reading.limits import CHUNK, MiB
 from datakit.reading.rows import parse_row
@@ -34,6 +37,20 @@ def sample(source: Source, ask: Ask) -> list[dict[str, Any]]:
     return rows_
 
 
+def formats_of_rejects(source: Source) -> Counter[str]:
+    """What the rows of a reject file were read as when they were rejected, as far as they say."""
+    names: Counter[str] = Counter()
+    for chunk in blocks.line_blocks(source.file().decoded(), 0, source.path):
+        for line in chunk.payload.split(b"\n"):
+            try:
+                name = orjson.loads(line).get("format")
+            except (ValueError, AttributeError):  # told when it is read as a reject
+                continue
+            if isinstance(name, str):
+                names[name] += 1
+    return names
+
+
 def _head_chunks(source: Source) -> Iterable[bytes]:
     total = 0
     for chunk in source.file().decoded():
@@ -50,7 +67,7 @@ def _cut(source: Source, chunks: Iterable[bytes]) -> Iterable[blocks.Block]:
     if source.how == "rejects":
         return blocks.reject_blocks(chunks, 0, source.path, small)
     if source.how in ("csv", "tsv"):
-        return blocks.csv_blocks(chunks, 0, source.path, "," if source.how == "csv" else "\t", small)
+        return blocks.csv_blocks(chunks, 0, source.path, source.delimiter, small)
     return blocks.element_blocks(chunks, 0, source.path, small)
 
 
@@ -86,7 +103,13 @@ def _strided(path: str) -> list[dict[str, Any]]:
 
 
 def refine(source: Source) -> None:
-    """Tell JSON Lines in a `.json` file from an array or one object, by its first line."""
+    """Tell what a suffix does not say: the delimiter of CSV, and JSON Lines in a `.json` file from an array.
+
+    Raises:
+        AmbiguousFormat: two delimiters fit.
+    """
+    if source.how in ("csv", "tsv"):
+        source.delimiter = delimiter.told(_head_chunks(source), source.path, "," if source.how == "csv" else "\t")
     if source.how != "json":
         return
     start = b""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from datakit.errors import UnreadableInput, UsageError
+from datakit.errors import DatakitError, UnreadableInput, UsageError
 from datakit.reading.decode import MAGIC, File, is_remote, open_bytes
 
 How = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "shards", "rejects"]
@@ -44,6 +44,7 @@ class Source:
         files: for shards, the files of one split.
         split: for shards, the name of that split.
         kind: for shards, kind, form and conversational of their manifest.
+        delimiter: for CSV, what divides the cells.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Source:
     files: Sequence[str] = ()
     split: str = ""
     kind: tuple[str, str, bool] | None = None
+    delimiter: str = ""
 
     def __post_init__(self) -> None:
         self.real = self.real or self.path
@@ -172,6 +174,24 @@ def identify(path: str) -> Source:
             raise UnreadableInput(f"{path}: neither its name nor its first bytes say what it is", f"Known are {known}.")
         how = "json"
     return Source(path, how, packed_as)
+
+
+def size_to_read(words: Sequence[str], splits: Sequence[str] = ()) -> int | None:
+    """How many decoded bytes the inputs have, where that is known before they are read: of plain JSON and JSON Lines.
+
+    None where it is not, and where the words are wrong, which the run itself will tell.
+    """
+    total = 0
+    try:
+        for names in assign_splits(words, splits).values():
+            for name in names:
+                how, packed = _suffixes(name)
+                if how not in ("jsonl", "json") or packed or name.startswith("hf:") or is_remote(name):
+                    return None
+                total += os.stat(name).st_size  # noqa: PTH116
+    except (DatakitError, OSError):
+        return None
+    return total or None
 
 
 def assign_splits(words: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:

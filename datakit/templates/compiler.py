@@ -132,7 +132,7 @@ class TrackedEnvironment(Environment):
 def _mark(kind: str, loop: int, value: Any) -> Tracked:
     if kind == "after":
         return mark("after", loop, -1)
-    return mark(str(kind), loop, value.number) if type(value) is Message else tracked("", VALUE)
+    return mark(str(kind), loop, value._number) if type(value) is Message else tracked("", VALUE)
 
 
 class _Marks(NodeTransformer):
@@ -143,7 +143,9 @@ class _Marks(NodeTransformer):
 
     def visit_For(self, loop: nodes.For) -> nodes.Node | list[nodes.Node]:
         self.generic_visit(loop)
-        if not isinstance(loop.target, nodes.Name) or not any(True for _ in loop.find_all((nodes.Output, nodes.CallBlock))):
+        if not isinstance(loop.target, nodes.Name) or not any(
+            True for _ in loop.find_all((nodes.Output, nodes.CallBlock))
+        ):
             return loop
         number, self.loops = self.loops, self.loops + 1
         value = loop.target.name

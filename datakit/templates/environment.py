@@ -14,21 +14,19 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from jinja2.parser import Parser
 
 MAX_TEXT: Final = 8 << 20
@@ -143,49 +141,61 @@ class Environment(ImmutableSandboxedEnvironment):
         Raises:
             Refused: the template raises, takes too long, or prints too much.
         """
-        parts: list[str] = []
-        size = 0
         try:
             with deadline():
-                for part in template.root_render_func(self._context(template, variables)):
-                    size += len(part)
-                    if size > MAX_TEXT:
-                        raise Refused(f"it prints more than {MAX_TEXT} characters")
-                    parts.append(part)
-                return self.concat(parts)
+                text = self.concat(template.root_render_func(template.new_context(dict(variables))))
         except TooLong:
             raise Refused(f"it takes more than {SECONDS:g} s") from None
         except (MemoryError, RecursionError) as error:
             raise Refused(f"it takes too much memory ({type(error).__name__})") from None
-        except Refused:
-            raise
         except Exception as error:
-            text = str(error).strip().splitlines()
-            raise Refused(f"{type(error).__name__}: {text[0] if text else ''}"[:300]) from None
+            said = str(error).strip().splitlines()
+            raise Refused(f"{type(error).__name__}: {said[0] if said else ''}"[:300]) from None
+        if len(text) > MAX_TEXT:
+            raise Refused(f"it prints more than {MAX_TEXT} characters")
+        return text
 
-    @staticmethod
-    def _context(template: jinja2.Template, variables: Variables) -> Context:
-        return template.new_context(dict(variables))
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As the sandbox does it, without its detour for keys of objects from the row."""
+        if type(obj) is dict and attribute not in _OF_DICT:
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
 
-@contextmanager
-def deadline(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise `TooLong` where the block takes longer. Without effect outside the main thread."""
+_OF_DICT: Final = frozenset(dir(dict))
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TooLong
 
-    try:
-        before = signal.signal(signal.SIGALRM, stop)
-    except ValueError:
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
+class deadline:  # noqa: N801 - used as `with deadline():`
+    """Raise `TooLong` where the block takes longer than it may. Without effect outside the main thread."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        if _armed():
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise TooLong
+
+
+@cache
+def _armed() -> bool:
+    """Whether this process can be interrupted; sees to it once."""
+    try:
+        signal.signal(signal.SIGALRM, _stop)
+    except ValueError:
+        return False
+    return True
 
 
 REASONING: Final = ("reasoning_content", "thinking", "reasoning")
@@ -194,8 +204,11 @@ REASONING: Final = ("reasoning_content", "thinking", "reasoning")
 
 def as_templates_see(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages as a template is given them: no null keys, no loss weights, and reasoning under the names in use."""
-    made = []
+    made: list[Any] = []
     for message in messages:
+        if len(message) == 2 and message.get("content") is not None and "role" in message:
+            made.append(message)  # nothing to leave out; the sandbox lets no template change it
+            continue
         plain = {key: value for key, value in message.items() if value is not None and key != "weight"}
         reasoning = next((plain[key] for key in REASONING if plain.get(key) is not None), None)
         if reasoning is not None:
@@ -219,7 +232,13 @@ def variables(
         tools: tool definitions, or None.
         kwargs: the row's `chat_template_kwargs`.
         prompt: whether to end on the prompt for the next answer.
+
+    Raises:
+        Refused: the arguments would take the place of the messages or the tools.
     """
+    for name in ("messages", "tools"):
+        if kwargs and name in kwargs:
+            raise Refused(f"chat_template_kwargs cannot hold {name!r}, which the row itself has")
     shared = {**special, **(kwargs or {})}
     shared.pop("add_generation_prompt", None)
     return {

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import add
 from typing import Any, Final
 
 import orjson
@@ -24,7 +26,6 @@ FORMS: Final[tuple[Callable[[str], str], ...]] = (str, str.strip, str.rstrip, st
 VARIANTS: Final = 4
 SHAPES: Final = 4096
 
-_PLAIN: Final = {"role", "content"}
 Key = tuple[Any, ...]
 
 
@@ -52,7 +53,10 @@ class Skeletons:
         """The proof of a row that a skeleton fits."""
         key = _key(messages, tools, kwargs)
         for known in self._known.get(key, ()) if key is not None else ():
-            texts = [FORMS[form](m["content"]) if form else m["content"] for m, form in zip(messages, known.forms, strict=True)]
+            texts = [
+                FORMS[form](m["content"]) if form else m["content"]
+                for m, form in zip(messages, known.forms, strict=True)
+            ]
             mixed = [""] * (2 * len(texts) + 1)
             mixed[0::2] = known.fixed
             mixed[1::2] = texts
@@ -100,19 +104,20 @@ def _key(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str,
     """The shape of a plain row; None for other rows."""
     if tools:
         return None
+    roles = []
     for message in messages:
-        if len(message) != 2 or type(message.get("content")) is not str or not message["content"].strip():
+        content = message.get("content")
+        if len(message) != 2 or type(content) is not str or not content or content.isspace():
             return None
-    roles = tuple([message["role"] for message in messages])
-    return (roles, orjson.dumps(kwargs, option=orjson.OPT_SORT_KEYS)) if kwargs else roles
+        roles.append(message["role"])
+    key = tuple(roles)
+    return (key, orjson.dumps(kwargs, option=orjson.OPT_SORT_KEYS)) if kwargs else key
 
 
 def _fill(known: _Skeleton, texts: Sequence[str]) -> Proof:
-    starts, ends, at = [], [], 0
-    for fixed, text in zip(known.fixed, texts, strict=False):
-        at += len(fixed)
-        starts.append(at)
-        at += len(text)
-        ends.append(at)
-    spans = [Span(number, starts[number] - before, ends[number] + behind) for number, before, behind in known.spans]
+    ends = list(accumulate(map(add, map(len, known.fixed), map(len, texts))))
+    spans = [
+        Span(number, ends[number] - len(texts[number]) - before, ends[number] + behind)
+        for number, before, behind in known.spans
+    ]
     return Proof(spans, known.proof.marked, known.proof.unended, [])

@@ -10,8 +10,9 @@ How it is shown. The row is rendered a second time with tracked strings. Both te
 execution; the origin of every character is then known, and the stretch of the output that the template printed for each
 message. Four things follow without looking at the meaning of any text:
 
-    start   the first character of the message's own data; where that is a reasoning or a call, the end of the template's
-            own prompt for an answer, found in the fixed text before it
+    start   the first character of the message's own data; where that is not the beginning of its text (a reasoning, a
+            call, a thought that the template has cut out of the text), the end of the template's own prompt for an
+            answer, found in the fixed text before it
     end     the end of the stretch that the template printed for this message, without trailing white space; where the
             template closes a turn elsewhere, what the whole text and the conversation cut behind the turn agree on
     inside  no data of another origin between them
@@ -29,6 +30,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
+from datakit.templates.environment import REASONING
 from datakit.templates.output import Interval, Output, Run
 from datakit.templates.tracked import TOOLS
 
@@ -49,6 +51,25 @@ class Span(NamedTuple):
 
 class Unproven(Exception):
     """Why the law could not be shown for a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A conversation and its tracked render, whose text is known to equal the plain one.
+
+    Attributes:
+        messages: the conversation.
+        output: its tracked render.
+        render: makes further renders of the same row.
+        tools: its tool definitions, if any.
+        kwargs: its template arguments, if any.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    output: Output
+    render: Render
+    tools: Any = None
+    kwargs: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -75,8 +96,8 @@ class _Turn:
     number: int
     start: int
     end: int
-    opens: str
-    """Field of the first data: content, reasoning, calls; `content` for an empty message too."""
+    plain: bool
+    """Whether its text begins it, so that no fixed text before it can be the model's; true of an empty message too."""
     interval: Interval | None
     alone: Output | None = None
     """The conversation up to this message, where it was needed to tell the turn from what follows."""
@@ -94,73 +115,67 @@ class Prover:
     def __init__(self, ends: Sequence[str] = ()) -> None:
         inner = "|".join(map(re.escape, sorted((e for e in ends if e), key=len, reverse=True)))
         self._control = re.compile(f"{inner}|{CONTROL.pattern}" if inner else CONTROL.pattern)
-        self._openings: dict[tuple[str, int, str], int] = {}
+        self._openings: dict[tuple[Any, ...], int] = {}
 
-    def prove(
-        self, messages: Sequence[Mapping[str, Any]], output: Output, render: Render, marks: list[Interval], tools: Any
-    ) -> Proof:
+    def prove(self, row: Row, marks: Sequence[Interval]) -> Proof:
         """The spans of a row.
 
         Args:
-            messages: the conversation.
-            output: its tracked render, whose text is known to equal the plain one.
-            render: makes further renders of the same row.
+            row: the row.
             marks: generation blocks of the same text, if a template marks them.
-            tools: its tool definitions, if any.
 
         Raises:
             Unproven: with the reason.
         """
+        output = row.output
         if (text := output.unknown()) is not None:
             raise Unproven(f"the template prints text whose origin is not known: {text[:60]!r}")
-        turns = []
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                turns.append(self._turn(number, messages, output, render))
-        ends = self._ends(turns, messages, output, render)
+        turns = [self._turn(n, row) for n, message in enumerate(row.messages) if message["role"] == "assistant"]
+        ends = self._ends(turns, row)
         unended = [turn.number for turn, end in zip(turns, ends, strict=True) if end == turn.end]
         spans = _from_marks(turns, ends, marks, output)
         marked = spans is not None
         if spans is None:
-            spans = [
-                Span(turn.number, self._start(turn, messages, output, render), end)
-                for turn, end in zip(turns, ends, strict=True)
-            ]
+            spans = [Span(turn.number, self._start(turn, row), end) for turn, end in zip(turns, ends, strict=True)]
         _check(spans, output)
-        return Proof(spans, marked, unended, lost(messages, output, tools))
+        return Proof(spans, marked, unended, lost(row, spans))
 
     # ------------------------------------------------------------ the turn
 
-    def _turn(self, number: int, messages: Sequence[Mapping[str, Any]], output: Output, render: Render) -> _Turn:
+    def _turn(self, number: int, row: Row) -> _Turn:
+        output = row.output
         own = output.of(number)
         interval = _interval(number, own, output)
         if interval is None or _foreign(output, number, own, interval):
-            return self._turn_alone(number, messages, output, render)
+            return self._turn_alone(number, row)
         inside = [run for run in own if interval.start <= run.start and run.end <= interval.end]
         _only_copies(own, inside, output, number)
         if inside:
-            return _Turn(number, inside[0].start, inside[-1].end, inside[0].origin[1], interval)
+            plain = _plain(row, inside[0])
+            return _Turn(number, inside[0].start, inside[-1].end, plain, interval)
         places = [at for at in output.empty[number] if interval.start <= at <= interval.end]
-        at = places[-1] if places else self._empty_place(number, messages, output, interval, render)
-        return _Turn(number, at, at, "content", interval)
+        at = places[-1] if places else self._empty_place(number, row, interval)
+        return _Turn(number, at, at, True, interval)
 
-    def _empty_place(
-        self, number: int, messages: Sequence[Mapping[str, Any]], output: Output, interval: Interval, render: Render
-    ) -> int:
+    @staticmethod
+    def _empty_place(number: int, row: Row, interval: Interval) -> int:
         """Where the text of a message would stand of which the template prints nothing."""
+        messages = row.messages
         filled = [*messages[:number], {**messages[number], "content": "x"}, *messages[number + 1 :]]
-        other = render(filled, False)
+        other = row.render(filled, False)
         own = other.of(number)
         if len(own) != 1:
             raise Unproven(f"nothing of assistant message {number} is printed")
         head, tail = other.text[: own[0].start], other.text[own[0].end :]
-        if head + tail != output.text or not interval.start <= own[0].start <= interval.end:
+        if head + tail != row.output.text or not interval.start <= own[0].start <= interval.end:
             raise Unproven(f"nothing of assistant message {number} is printed")
         return own[0].start
 
-    def _turn_alone(self, number: int, messages: Sequence[Mapping[str, Any]], output: Output, render: Render) -> _Turn:
+    @staticmethod
+    def _turn_alone(number: int, row: Row) -> _Turn:
         """A turn that other messages are printed into: its extent is that in the conversation cut behind it."""
-        alone = render(messages[: number + 1], False)
+        output = row.output
+        alone = row.render(row.messages[: number + 1], False)
         mine, all_own = alone.of(number), output.of(number)
         mine = [run for run in mine if run.start >= _last_foreign(alone, number)] or mine
         own = all_own[: len(mine)]
@@ -168,53 +183,35 @@ class Prover:
         if not mine or len(own) < len(mine) or not all(same):
             raise Unproven(f"assistant message {number} depends on the messages behind it")
         _only_copies(all_own, own, output, number)
-        interval = _interval(number, own, output)
-        return _Turn(number, own[0].start, own[-1].end, own[0].origin[1], interval, alone, mine[-1].end)
+        interval, plain = _interval(number, own, output), _plain(row, own[0])
+        return _Turn(number, own[0].start, own[-1].end, plain, interval, alone, mine[-1].end)
 
     # ------------------------------------------------------------ the start
 
-    def _start(self, turn: _Turn, messages: Sequence[Mapping[str, Any]], output: Output, render: Render) -> int:
+    def _start(self, turn: _Turn, row: Row) -> int:
         """The first character to train."""
-        if turn.opens == "content":
+        if turn.plain:
             return turn.start
-        before = max((run.end for run in output.data if run.end <= turn.start), default=0)
-        stretch = output.text[before : turn.start]
-        key = (stretch, min(turn.number, 1), turn.opens)
+        before = max((run.end for run in row.output.data if run.end <= turn.start), default=0)
+        stretch = row.output.text[before : turn.start]
+        asked = row.messages[turn.number - 1] if turn.number else {}
+        key = (stretch, asked.get("role"), *asked, bool(row.tools), str(row.kwargs))
         if key not in self._openings:
-            self._openings[key] = self._opening(stretch, turn, messages, render)
+            self._openings[key] = self._opening(stretch, turn.number, row)
         return before + self._openings[key]
 
-    def _opening(self, stretch: str, turn: _Turn, messages: Sequence[Mapping[str, Any]], render: Render) -> int:
+    def _opening(self, stretch: str, number: int, row: Row) -> int:
         """How much of the fixed text before a reasoning or a call is not part of it: the prompt, an empty thought."""
-        number = turn.number
-        answer = {"role": "assistant", "content": "x"}
-        heads = []
-        if number:
-            try:
-                prompt = render(messages[:number], True)
-            except Unproven:
-                prompt = None
-            if prompt is not None:
-                heads.append(prompt.text[max((run.end for run in prompt.data), default=0) :])
-        try:
-            answered = render([*messages[:number], answer], False)
-            own = answered.of(number)
-            if own:
-                before = max((run.end for run in answered.data if run.end <= own[0].start), default=0)
-                heads.append(answered.text[before : own[0].start])
-        except Unproven:
-            pass
-        fits = [len(head) for head in heads if head.strip() and stretch.startswith(head)]
+        heads = _heads(number, row)
+        fits = [len(head) for head in heads if stretch.startswith(head)]
         if fits:
             return max(fits)
-        for head in heads:  # the prompt ends on white space that the text prints otherwise, or not
-            bare = head.rstrip()
-            if bare and stretch.startswith(bare):
-                rest = stretch[len(bare) :]
-                return len(bare) + len(rest) - len(rest.lstrip())
-        shared = max((_shared(stretch, head) for head in heads), default=0)
-        cut = self._whole(stretch, heads, shared)
-        if cut and stretch[:cut].strip() and len(heads) > 1 and heads[0][:cut] == heads[1][:cut]:
+        for head in heads:  # the prompt has other white space than the text
+            at = _past(stretch, head)
+            if at is not None and self._whole(stretch, (), at) == at:
+                return at + _blank(stretch[at:])
+        cut = self._whole(stretch, heads, max((_shared(stretch, head) for head in heads), default=0))
+        if stretch[:cut].strip() and len(heads) > 1 and heads[0][:cut] == heads[1][:cut]:
             return cut
         raise Unproven(f"the start of assistant message {number} is not where the template's own prompt ends")
 
@@ -230,19 +227,17 @@ class Prover:
 
     # ------------------------------------------------------------ the end
 
-    def _ends(
-        self, turns: Sequence[_Turn], messages: Sequence[Mapping[str, Any]], output: Output, render: Render
-    ) -> list[int]:
+    def _ends(self, turns: Sequence[_Turn], row: Row) -> list[int]:
         """Behind the end of every turn; the end of its data where the template prints no end."""
-        own = [self._own_end(turn, messages, output) for turn in turns]
+        text = row.output.text
+        own = [_own_end(turn, row) for turn in turns]
         ends = [
-            self._shared_end(turn, turn.end, messages, output, render) if end is None else end
-            for turn, end in zip(turns, own, strict=True)
+            self._shared_end(turn, turn.end, row) if end is None else end for turn, end in zip(turns, own, strict=True)
         ]
-        closers = {self._closer(output.text[turn.end : end]) for turn, end in zip(turns, ends, strict=True)}
+        closers = {self._closer(text[turn.end : end]) for turn, end in zip(turns, ends, strict=True)}
         for index, turn in enumerate(turns) if len(closers) > 1 else ():
-            further = self._shared_end(turn, ends[index], messages, output, render)
-            if output.text[ends[index] : further].strip() in closers:  # the next pass of the loop prints it
+            further = self._shared_end(turn, ends[index], row)
+            if text[ends[index] : further].strip() in closers:  # the next pass of the loop prints it
                 ends[index] = further
         return ends
 
@@ -251,29 +246,10 @@ class Prover:
         found = [match for match in self._control.finditer(closing) if not closing[match.end() :].strip()]
         return found[-1].group() if found else ""
 
-    @staticmethod
-    def _own_end(turn: _Turn, messages: Sequence[Mapping[str, Any]], output: Output) -> int | None:
-        """Where the stretch of the turn ends; None where the template closes it elsewhere."""
-        if turn.interval is None or turn.alone is not None:
-            return None
-        text = output.text
-        closing = text[turn.end : turn.interval.end]
-        tokens = [run for run in output.tokens if run.origin[1] == "eos_token" and run.start >= turn.end]
-        for run in tokens:
-            if run.end <= turn.interval.end:
-                return run.end
-        if closing.strip():
-            return turn.end + len(closing.rstrip())
-        if turn.number == len(messages) - 1 and tokens and not text[turn.end : tokens[0].start].strip():
-            return tokens[0].end
-        return None
-
-    def _shared_end(
-        self, turn: _Turn, at: int, messages: Sequence[Mapping[str, Any]], output: Output, render: Render
-    ) -> int:
+    def _shared_end(self, turn: _Turn, at: int, row: Row) -> int:
         """What the conversation cut behind the turn prints from `at` on, as far as the whole text agrees."""
-        number = turn.number
-        alone = turn.alone or render(messages[: number + 1], False)
+        number, messages, output = turn.number, row.messages, row.output
+        alone = turn.alone or row.render(messages[: number + 1], False)
         if turn.alone is not None:
             last = turn.last
         else:
@@ -284,7 +260,7 @@ class Prover:
         tail = alone.text[last + at - turn.end :]
         if number == len(messages) - 1:
             try:
-                asked = render([*messages, {"role": "user", "content": "x"}], False)
+                asked = row.render([*messages, {"role": "user", "content": "x"}], False)
             except Unproven:
                 return at
             own = asked.of(number)
@@ -296,6 +272,52 @@ class Prover:
             other = output.text[at : _next_data(output, at)]
         cut = self._whole(tail, [other], _shared(tail, other))
         return at + len(tail[:cut].rstrip())
+
+
+def _plain(row: Row, first: Run) -> bool:
+    """Whether the first data of a turn is the beginning of its text."""
+    number, field, part = first.origin
+    if field != "content":
+        return False
+    content = row.messages[number]["content"]
+    text = content if isinstance(content, str) else content[part].get("text", "")
+    return text.lstrip().startswith(row.output.text[first.start : first.end].strip())
+
+
+def _heads(number: int, row: Row) -> list[str]:
+    """Fixed text before an answer: what the template prompts for one with, and what it prints before a plain one."""
+    heads = []
+    try:
+        prompt = row.render(row.messages[:number], True) if number else None
+        if prompt is not None:
+            heads.append(prompt.text[max((run.end for run in prompt.data), default=0) :])
+    except Unproven:
+        pass
+    try:
+        answered = row.render([*row.messages[:number], {"role": "assistant", "content": "x"}], False)
+        if own := answered.of(number):
+            before = max((run.end for run in answered.data if run.end <= own[0].start), default=0)
+            heads.append(answered.text[before : own[0].start])
+    except Unproven:
+        pass
+    return [head for head in heads if head.strip()]
+
+
+def _own_end(turn: _Turn, row: Row) -> int | None:
+    """Where the stretch of the turn ends; None where the template closes it elsewhere."""
+    if turn.interval is None or turn.alone is not None:
+        return None
+    text = row.output.text
+    closing = text[turn.end : turn.interval.end]
+    tokens = [run for run in row.output.tokens if run.origin[1] == "eos_token" and run.start >= turn.end]
+    for run in tokens:
+        if run.end <= turn.interval.end:
+            return run.end
+    if closing.strip():
+        return turn.end + len(closing.rstrip())
+    if turn.number == len(row.messages) - 1 and tokens and not text[turn.end : tokens[0].start].strip():
+        return tokens[0].end
+    return None
 
 
 def _interval(number: int, own: Sequence[Run], output: Output) -> Interval | None:
@@ -333,6 +355,22 @@ def _only_copies(own: Sequence[Run], inside: Sequence[Run], output: Output, numb
     for run in own:
         if run not in inside and text[run.start : run.end].strip() not in there:
             raise Unproven(f"the template prints a part of assistant message {number} outside its turn")
+
+
+def _blank(text: str) -> int:
+    """Characters of white space that a text begins with."""
+    return len(text) - len(text.lstrip())
+
+
+def _past(text: str, head: str) -> int | None:
+    """Where a text goes on that begins with a head printed with other white space; None where it does not."""
+    at = 0
+    for character in "".join(head.split()):
+        at += _blank(text[at:])
+        if not text.startswith(character, at):
+            return None
+        at += 1
+    return at
 
 
 def _shared(a: str, b: str) -> int:
@@ -392,21 +430,24 @@ def _check(spans: Sequence[Span], output: Output) -> None:
 # ------------------------------------------------------------ what is not printed
 
 
-def lost(messages: Sequence[Mapping[str, Any]], output: Output, tools: Any) -> list[tuple[int, str]]:
+def lost(row: Row, spans: Sequence[Span]) -> list[tuple[int, str]]:
     """Parts of a row that do not appear in the text: (message, field), and (-1, "tools")."""
+    text = row.output.text
     printed: dict[tuple[int, str, int], list[str]] = {}
-    for run in output.data:
+    for run in row.output.data:
         if isinstance(run.origin[0], int):
-            printed.setdefault(run.origin, []).append(output.text[run.start : run.end])
+            printed.setdefault(run.origin, []).append(text[run.start : run.end])
+    turns = {span.message: _squeezed(text[span.start : span.end]) for span in spans}
     found: list[tuple[int, str]] = []
-    if tools and not any(run.origin == TOOLS for run in output.data):
+    if row.tools and not any(run.origin == TOOLS for run in row.output.data):
         found.append((-1, "tools"))
-    for number, message in enumerate(messages):
+    for number, message in enumerate(row.messages):
         content = message.get("content")
         texts = [(0, content)] if isinstance(content, str) else _part_texts(content)
-        if any(_missing(text, printed.get((number, "content", part), [])) for part, text in texts):
+        missing = [wanted for part, wanted in texts if _missing(wanted, printed.get((number, "content", part), []))]
+        if any(_squeezed(wanted) not in turns.get(number, "") for wanted in missing):  # `<think>` that a template reprints
             found.append((number, "content"))
-        reasoning = message.get("reasoning_content")
+        reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
         if isinstance(reasoning, str) and _missing(reasoning, printed.get((number, "reasoning", 0), [])):
             found.append((number, "reasoning"))
         for part, call in enumerate(message.get("tool_calls") or []):
@@ -422,14 +463,20 @@ def _part_texts(content: Any) -> list[tuple[int, str]]:
     if not isinstance(content, list):
         return []
     return [
-        (part, item["text"]) for part, item in enumerate(content) if isinstance(item, dict) and isinstance(item.get("text"), str)
+        (part, item["text"])
+        for part, item in enumerate(content)
+        if isinstance(item, dict) and isinstance(item.get("text"), str)
     ]
 
 
 def _missing(text: str, printed: Sequence[str]) -> bool:
     """Whether characters other than white space are missing from what was printed of a text."""
-    wanted = len("".join(text.split()))
-    return wanted > 0 and len("".join("".join(printed).split())) < wanted
+    return len(_squeezed("".join(printed))) < len(_squeezed(text))
+
+
+def _squeezed(text: str) -> str:
+    """A text without its white space."""
+    return "".join(text.split())
 
 
 def _leaves(value: Any) -> list[str]:

@@ -13,7 +13,7 @@ from datakit.templates.compiler import TrackedEnvironment, as_tracked
 from datakit.templates.environment import Environment, Refused, variables
 from datakit.templates.output import Interval, Output, read
 from datakit.templates.skeletons import Skeletons
-from datakit.templates.spans import Proof, Prover, Unproven
+from datakit.templates.spans import Proof, Prover, Row, Unproven
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -106,7 +106,8 @@ class Template:
             except Refused as refused:
                 raise Unproven(f"a part of the conversation cannot be rendered: {refused}") from None
 
-        proof = self.prover.prove(messages, output, again, self._marks(output, messages, tools, kwargs), tools)
+        row = Row(messages, output, again, tools, kwargs)
+        proof = self.prover.prove(row, self._marks(output, messages, tools, kwargs))
         self.skeletons.learn(messages, output, proof, tools, kwargs)
         return text, proof
 

@@ -234,14 +234,14 @@ def _join(glue: str, parts: Sequence[Any]) -> Tracked:
 class Message(dict[str, Any]):
     """A message that knows its number."""
 
-    __slots__ = ("number",)
+    __slots__ = ("_number",)
 
-    number: int
+    _number: int  # a name that templates cannot read
 
     @classmethod
     def of(cls, number: int, values: Mapping[str, Any]) -> Self:
         made = cls(values)
-        made.number = number
+        made._number = number
         return made
 
 

@@ -1,0 +1,448 @@
+"""The format step: a block of canonical rows to token ids and labels; pure, with plain parameters.
+
+Rows become jobs one by one (`jobs`); the texts of all jobs are then encoded, placed and labelled together, because
+engines and arrays are fast on many and slow on few. A row that cannot go on becomes a reject with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import pyarrow as pa
+
+from datakit.checks import CHECKS
+from datakit.errors import DatakitError
+from datakit.findings import BadRow, Finding
+from datakit.methods import METHODS
+from datakit.reading.blocks import Block
+from datakit.reading.columnar import layout_of, plain_rows, read_batches
+from datakit.schema import ARROW, ID, LENGTH, META, OPTIONAL, ROW, SOURCE, TRAINED, Layout, Type, layout
+from datakit.step import Result, SourcePlan
+from datakit.tally import Tally
+from datakit.tokens.load import Tokenizer
+
+if TYPE_CHECKING:
+    from datakit.jobs import Job
+
+
+@dataclass(frozen=True, slots=True)
+class FormatStep:
+    """The parameters of the step; plain JSON through `to_json`.
+
+    Attributes:
+        sources: by the number that blocks carry.
+        kind, form, conversational: the layout of the input.
+        method: see `methods`.
+        tokenizer: what `tokens.load` gave.
+        template, tool_template, twin: chat templates; the twin prints the same text with generation marks.
+        max_length, truncation: see `fit`.
+        pack: strategy, or None.
+        train_on, leave_out: see `jobs`.
+        control_tokens: error, escape, quarantine or allow.
+        now: the pinned time in ISO form, or None.
+        render_only: texts instead of ids.
+        side, optional: extra columns of the input.
+        verdict: which engine encodes, and what was compared.
+        severities: check id -> severity.
+        encode: False where only lengths are wanted.
+    """
+
+    sources: Sequence[SourcePlan]
+    kind: str
+    form: str
+    conversational: bool
+    method: str
+    tokenizer: Mapping[str, Any]
+    template: str | None = None
+    tool_template: str | None = None
+    twin: str | None = None
+    max_length: int | None = None
+    truncation: str = "error"
+    pack: str | None = None
+    train_on: str = "all"
+    leave_out: Sequence[str] = ()
+    control_tokens: str = "error"
+    now: str | None = None
+    render_only: bool = False
+    side: Mapping[str, Type] = field(default_factory=dict)
+    optional: Sequence[str] = ()
+    verdict: Mapping[str, Any] | None = None
+    severities: Mapping[str, str] = field(default_factory=dict)
+    encode: bool = True
+    name: str = "format"
+
+    @property
+    def source(self) -> Layout:
+        """The layout of the rows that come in."""
+        return layout(self.kind, self.form, self.conversational)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the rows that go out."""
+        method = METHODS[self.method]
+        if not method.ids:
+            return self.source
+        if self.render_only:
+            return _TEXTS[method.texts]
+        return layout("tokenized", "packed" if self.pack else method.ids, False)
+
+    def schema(self) -> pa.Schema:
+        """The columns of a shard, in order: trainer, side, lengths, provenance."""
+        fields = [pa.field(c.name, ARROW[c.type], nullable=c.nullable) for c in self.layout.columns]
+        method = METHODS[self.method]
+        if not method.ids:
+            fields += [pa.field(c.name, ARROW[c.type]) for c in OPTIONAL if c.name in self.optional]
+            fields += [pa.field(name, ARROW[type_]) for name, type_ in self.side.items()]
+        elif "margin" in self.side:
+            fields.append(pa.field("margin", pa.float64()))
+        fields.append(pa.field(LENGTH, pa.int32(), nullable=False))
+        if self.layout.form in ("sft", "packed"):
+            fields.append(pa.field(TRAINED, pa.int32(), nullable=False))
+        if not self.pack:
+            fields += [pa.field(ID, pa.string()), pa.field(SOURCE, pa.string()), pa.field(ROW, pa.int64())]
+        return pa.schema(fields)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FormatStep:
+        return cls(**{**value, "sources": [SourcePlan(**source) for source in value["sources"]]})
+
+    def seconds(self, rows: int) -> float | None:
+        """How long a block of so many rows may take: two hundred times what is usual, and time to load."""
+        return 30 + 0.02 * rows
+
+    def start(self) -> Callable[[Block], Result]:
+        """The step, ready to run; loads the template and the tokenizer once."""
+        global _at_hand
+        formatter, _at_hand = _at_hand, None
+        if formatter is None or replace(formatter.plan, verdict=self.verdict) != self:
+            formatter = Formatter(self)
+        formatter.take(self)
+        return formatter.block
+
+
+_at_hand: Formatter | None = None
+
+_TEXTS: Final[Mapping[tuple[str, ...], Layout]] = {
+    ("text",): layout("sft", "text"),
+    ("prompt", "chosen", "rejected"): layout("preference", "strings"),
+    ("prompt", "completion"): layout("kto", "strings"),
+    ("chosen", "rejected"): layout("preference", "implicit", False),
+}
+"""What texts of these columns are."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row with its place, on its way through a block."""
+
+    place: list[Any]
+    raw: dict[str, Any]
+    job: Job
+
+
+class Formatter:
+    """The step at work in one process."""
+
+    def __init__(self, plan: FormatStep) -> None:
+        from datakit.control import ControlTokens
+        from datakit.jobs import Jobs
+        from datakit.templates.template import Template
+        from datakit.tokens.encode import Encoder
+        from datakit.tokens.load import added_of, definition_of
+        from datakit.tokens.positions import Positions
+
+        self.plan = plan
+        self.method = METHODS[plan.method]
+        tokenizer = Tokenizer.from_json(plan.tokenizer)
+        tokens = added_of(definition_of(tokenizer))
+        added = [token["content"] for token in tokens]
+        special = [token["content"] for token in tokens if token.get("special")]
+        now = datetime.fromisoformat(plan.now) if plan.now else None
+
+        def made(source: str | None) -> Template | None:
+            return None if source is None else Template(source, tokenizer.special, now, plan.twin, special)
+
+        self.control = ControlTokens(special, added, plan.template or "") if plan.control_tokens != "allow" else None
+        eos = tokenizer.special.get("eos_token", "")
+        self.template, self.tool_template = made(plan.template), made(plan.tool_template)
+        windows = plan.max_length if plan.truncation in ("error", "window") else None
+        self.jobs = Jobs(
+            plan.method, plan.source, self.template, self.tool_template, plan.train_on, plan.leave_out, eos, windows
+        )
+        self.encoder = Encoder(tokenizer, plan.verdict)  # type: ignore[arg-type]
+        self.positions = Positions(self.encoder)
+        bos = tokenizer.special.get("bos_token")
+        known = self.encoder.encode_flat([bos])[0] if bos else []
+        self.bos_id = int(known[0]) if len(known) == 1 else None
+
+    def take(self, plan: FormatStep) -> None:
+        """Go on with a plan that differs in the verdict only."""
+        self.plan, self.encoder.verdict = plan, plan.verdict  # type: ignore[assignment]
+
+    @cached_property
+    def columns(self) -> list[str]:
+        return [column.name for column in self.plan.source.columns]
+
+    # ------------------------------------------------------------ rows to jobs
+
+    def block(self, block: Block) -> Result:
+        """Run the step on one block."""
+        state = _Block(self.plan, self.plan.sources[block.source].path)
+        rows = [row for batch in read_batches(block.rows) for row in self._jobs(batch, state)]
+        if self.plan.render_only or not self.method.ids:
+            return self._texts(rows, state)
+        from datakit.sequences import finish
+
+        return finish(self, rows, state)
+
+    def _jobs(self, batch: pa.RecordBatch, state: _Block) -> Iterator[_Row]:
+        suspicious = self.control is not None and self._suspicious(batch)
+        for raw in plain_rows(batch):
+            state.tally.rows_in += 1
+            place = [raw.get(SOURCE), raw.get(ROW)]
+            record = {name: raw[name] for name in self.columns}
+            for name in self.plan.optional:
+                if raw.get(name):
+                    record[name] = raw[name]
+            notes: list[Finding] = []
+            try:
+                if suspicious:
+                    record, notes = self._controlled(record)
+                job = self.jobs.make(record)
+            except BadRow as bad:
+                state.reject(place, raw, [*notes, bad.finding])
+                continue
+            notes += job.notes
+            if notes:
+                if any(self.plan.severities[finding.id] == "error" for finding in notes):
+                    state.reject(place, raw, notes)
+                    continue
+                state.see(place, notes)
+            yield _Row(place, raw if not self.method.ids else {ID: raw.get(ID), META: raw.get(META)}, job)
+
+    def _suspicious(self, batch: pa.RecordBatch) -> bool:
+        """Whether a control token stands somewhere in the stored texts of a batch."""
+        for name in (*self.columns, "tools"):
+            if name not in batch.schema.names or self.control is None:
+                continue
+            column: Any = batch.column(name)
+            storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+            if not (pa.types.is_string(storage.type) or pa.types.is_large_string(storage.type)):
+                continue
+            buffer = storage.buffers()[2]
+            if buffer is not None and self.control.may_hold(memoryview(buffer)):
+                return True
+        return False
+
+    def _controlled(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+        """A row with its control tokens found, and escaped where that was asked for."""
+        assert self.control is not None
+        found = [(path, token) for path, token in self.control.found(record) if not _is_thought(record, path, token)]
+        if not found:
+            return record, []
+        path, token = found[0]
+        note = Finding("DK707", path, f"{len(found)} texts with control tokens such as {token!r}")
+        if self.plan.control_tokens == "escape":
+            return self.control.escaped(record), [Finding("DK707", path, f"{note.note}; escaped")]
+        raise BadRow(*note)
+
+    # ------------------------------------------------------------ texts
+
+    def _encoded(self, rows: Sequence[_Row]) -> tuple[Sequence[_Row], list[int]]:
+        """The tokens of the longest text of every row."""
+        texts = [text for row in rows for text in row.job.texts.values()]
+        ids, offsets = self.encoder.encode_flat([text.text for text in texts])
+        around = len(self.encoder.tokenizer.prefix) + len(self.encoder.tokenizer.suffix)
+        sizes = [int(b - a) + around * text.special for a, b, text in zip(offsets, offsets[1:], texts, strict=False)]
+        longest, at = [], 0
+        for row in rows:
+            longest.append(max(sizes[at : at + len(row.job.texts)]))
+            at += len(row.job.texts)
+        return rows, longest
+
+    def _texts(self, rows: Sequence[_Row], state: _Block) -> Result:
+        """Rows as texts that a trainer tokenises to the same ids, or as they are where it renders itself."""
+        rows, sizes = self._encoded(rows)
+        columns: dict[str, list[Any]] = {item.name: [] for item in self.plan.schema()}
+        for row, size in zip(rows, sizes, strict=True):
+            if not state.fits(row.place, row.raw, size):
+                continue
+            values = {LENGTH: size, ID: row.raw.get(ID), SOURCE: row.place[0], ROW: row.place[1], **row.job.extra}
+            if not self.method.ids:
+                values |= row.raw | {LENGTH: size}
+                if "chat_template_kwargs" in columns:
+                    values["chat_template_kwargs"] = values.get("chat_template_kwargs") or {}
+            else:
+                values |= self._parts(row.job)
+            for name, column in columns.items():
+                column.append(values.get(name))
+            state.keep(row.place, 1)
+        return state.result(columns)
+
+    def _parts(self, job: Job) -> dict[str, str]:
+        """The text columns of a job: answers without the prompt before them."""
+        if "prompt" not in job.texts:
+            return {name: text.text for name, text in job.texts.items()}
+        parts = {"prompt": job.texts["prompt"].text}
+        for name, text in job.texts.items():
+            if name != "prompt":
+                border = text.spans[0][0]
+                parts["prompt"] = text.text[: min(border, len(parts["prompt"]))]
+                parts[name] = text.text[border:]
+        return parts
+
+
+def _is_thought(record: Mapping[str, Any], path: str, token: str) -> bool:
+    """Whether a token is the tag of a thought in a text of the assistant, where it belongs."""
+    if token not in ("<think>", "</think>"):
+        return False
+    column, _, rest = path.partition("[")
+    messages = record.get(column)
+    if not isinstance(messages, list) or not rest:
+        return False
+    number = int(rest.partition("]")[0])
+    return bool(messages[number].get("role") == "assistant") and "].content" in path
+
+
+class _Block:
+    """Collects what becomes of the rows of one block."""
+
+    def __init__(self, plan: FormatStep, path: str) -> None:
+        self.plan, self.path = plan, path
+        self.tally = Tally()
+        self.rejects: list[dict[str, Any]] = []
+        self.digests: list[bytes] = []
+        self.rows: list[int] = []
+
+    def see(self, place: Sequence[Any], findings: Sequence[Finding]) -> None:
+        done: set[str] = set()
+        for finding in findings:
+            if finding.id not in done and self.plan.severities[finding.id] != "off":
+                done.add(finding.id)
+                self.tally.see(finding.id, [*place, finding.path, finding.note].copy)
+
+    def reject(self, place: Sequence[Any], raw: Mapping[str, Any], findings: Sequence[Finding]) -> None:
+        severities = self.plan.severities
+        decisive = next((f for f in reversed(findings) if severities[f.id] == "error"), findings[-1])
+        self.tally.rejected[decisive.id] += 1
+        self.rejects.append(
+            {
+                "source": place[0],
+                "row": place[1],
+                "rule": decisive.id,
+                "name": CHECKS[decisive.id].name,
+                "path": decisive.path,
+                "message": decisive.note,
+                "findings": [list(f) for f in findings],
+                "dk_id": raw.get(ID),
+            }
+        )
+        self.see(place, findings)
+
+    def fits(self, place: Sequence[Any], raw: Mapping[str, Any], size: int) -> bool:
+        """Whether a row that cannot be cut is short enough."""
+        limit = self.plan.max_length
+        if limit is None or size <= limit:
+            return True
+        self.reject(place, raw, [Finding("DK702", "", f"{size} tokens, over {limit}")])
+        return False
+
+    def keep(self, place: Sequence[Any], count: int) -> None:
+        self.tally.single += 1
+        self.tally.rows_out += count
+        self.tally.fanout[str(count)] += 1
+
+    def result(self, columns: Mapping[str, Any]) -> Result:
+        """The result, from columns as lists or arrays."""
+        if not self.plan.encode:
+            self._count_lengths(columns)
+            return Result(None, self.rejects, self.tally, b"", b"", self.rows, [])
+        schema = self.plan.schema()
+        arrays = []
+        for item in schema:
+            values = columns[item.name]
+            type_ = item.type.storage_type if isinstance(item.type, pa.JsonType) else item.type
+            if isinstance(item.type, pa.JsonType):
+                values = [None if value is None else orjson.dumps(value).decode() for value in values]
+            arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type_))
+        batch = pa.RecordBatch.from_arrays(arrays, schema.names) if self.tally.rows_out else None
+        return Result(batch, self.rejects, self.tally, b"".join(self.digests), b"", self.rows, [])
+
+    def _count_lengths(self, columns: Mapping[str, Any]) -> None:
+        """Rows and trained tokens by length, which is all that `datakit lengths` wants."""
+        counts = self.tally.counts
+        sizes = columns.get(LENGTH, [])
+        trained = columns.get(TRAINED) or [0] * len(sizes)
+        for size, target, source in zip(sizes, trained, columns.get(SOURCE, []), strict=True):
+            size, target = (x.as_py() if isinstance(x, pa.Scalar) else x for x in (size, target))
+            counts[f"length {size} {source}"] += 1
+            counts[f"targets {size} {source}"] += target
+            counts[f"answers {target} {source}"] += 1
+
+
+# ---------------------------------------------------------------- asked once, in one worker
+
+
+def probe(path: str, step: Mapping[str, Any], files: Sequence[str], count: int) -> dict[str, Any]:
+    """What a template and a tokenizer are worth for the rows at hand.
+
+    Args:
+        path: the tokenizer, for messages.
+        step: the plan as JSON.
+        files: shards to take rows from.
+        count: rows to compare the engines on.
+
+    Returns:
+        `refused`: why the template does not compile; `changing`: names in it that make its text change by the day;
+        `verdict`: the comparison of the engines.
+    """
+    global _at_hand  # noqa: PLW0603
+    from datakit.templates.environment import Refused, never_the_same
+
+    plan = FormatStep.from_json(step)
+    try:
+        formatter = Formatter(plan)
+        changing = never_the_same(plan.template) if plan.template else []
+    except Refused as refused:
+        return {"refused": str(refused), "changing": [], "verdict": None}
+    texts: list[str] = []
+    state = _Block(plan, path)
+    for file in files:
+        rows = layout_of(file)
+        for part in {0, len(rows) // 2} if rows else ():
+            for batch in read_batches((file, part, 0, min(rows[part][0], count - len(texts)))):
+                texts += [text.text for row in formatter._jobs(batch, state) for text in row.job.texts.values()]
+            if len(texts) >= count:
+                break
+        if len(texts) >= count:
+            break
+    _at_hand = formatter
+    return {"refused": "", "changing": changing, "verdict": formatter.encoder.compare(texts[:count])}
+
+
+def warm(path: str, step: Mapping[str, Any]) -> None:
+    """Load template and tokenizer while another worker is asked `probe`; its answer says whether they are of use."""
+    global _at_hand  # noqa: PLW0603
+    from datakit.templates.environment import Refused
+
+    try:
+        _at_hand = Formatter(FormatStep.from_json(step))
+        _at_hand.encoder.preload()
+    except (Refused, DatakitError):
+        _at_hand = None
+
+
+def pieces(path: str, tokenizer: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[list[str]]:
+    """The text of each token, for people; bytes of an unfinished character are shown as a replacement character."""
+    from datakit.tokens.positions import Surfaces
+
+    surfaces = Surfaces.of(Tokenizer.from_json(tokenizer)).surface
+    return [[surfaces[id].decode("utf-8", "replace") for id in ids] for ids in rows]

@@ -1,0 +1,283 @@
+"""Where each token lies in its text, from the ids alone.
+
+The fast engine gives no offsets, and those of the exact one cost a hundred times as much as the ids. But a token of a
+byte-level vocabulary *is* a string of bytes, its surface. If the surfaces of the ids, one after the other, are the
+bytes of the text, then they tile it, and cumulative lengths are the positions. That is checked for every text, byte by
+byte, so nothing is assumed about normalizers, unknown tokens or tokens that swallow spaces: what they change does not
+tile, and `tokenizers` is asked instead.
+
+    " hello<|im_end|>"   ids  23811, 151645    surfaces  " hello", "<|im_end|>"    starts 0, 6    ends 6, 16
+
+In SentencePiece vocabularies a space is written `▁`, and one space may stand before a text, or a stretch of text, that
+is not there. There a *walk* along the text decides what each piece stands for: a `▁` for a space or for itself, the
+first piece of a stretch with or without its space. It too has to end where the text ends.
+
+A token can hold a part of a character. Its position is exact in bytes here; `tokenizers` gives the whole character. A
+span of text that is to be trained ends between characters, so both overlap the same spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datakit.tokens.encode import Encoder, Ids, Offsets
+from datakit.tokens.load import Tokenizer, added_of, definition_of, steps_of, vocabulary_of
+
+Places = NDArray[np.int64]
+"""Byte positions in the UTF-8 of a text."""
+
+LINE: Final = "\u2581"
+"""What SentencePiece writes for a space."""
+_LINE: Final = LINE.encode()
+
+WORD: Final = 8
+"""Bytes that are compared at once."""
+_MASKS: Final = np.array([(1 << 8 * length) - 1 for length in range(WORD + 1)], "<u8")
+
+Leading = Literal["never", "always", "unless", "first"]
+"""When a stretch of text gets a space before it: never, always, unless it has one, at the start of the text unless it
+has one."""
+
+
+class Positions:
+    """Positions of tokens, and the count of texts for which the exact engine had to be asked.
+
+    Args:
+        encoder: gives offsets where the ids do not tell.
+
+    Attributes:
+        texts: texts seen.
+        asked: those of them for which `tokenizers` was asked.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.texts = 0
+        self.asked = 0
+        self._encoder = encoder
+        self._surfaces = Surfaces.of(encoder.tokenizer)
+
+    def of(self, text: str, ids: Ids) -> tuple[Places, Places]:
+        """First byte and end of each token of a text.
+
+        Args:
+            text: as it was encoded.
+            ids: of the text, encoded without special tokens.
+        """
+        self.texts += 1
+        found = self._surfaces.positions(text, ids)
+        if found is None:
+            self.asked += 1
+            pairs = np.array(self._encoder.offsets(text, ids), np.int64).reshape(-1, 2)
+            found = to_bytes(text, pairs[:, 0]), to_bytes(text, pairs[:, 1])
+        return found
+
+    def of_batch(self, texts: Sequence[str], ids: Ids, offsets: Offsets) -> tuple[Places, Places]:
+        """The same for many texts as `Encoder.encode_flat` gives them; positions count from the start of each text."""
+        found = self._surfaces.positions_of_batch(texts, ids, offsets)
+        if found is not None:
+            self.texts += len(texts)
+            return found
+        borders = offsets.tolist()
+        rows = [self.of(text, ids[borders[at] : borders[at + 1]]) for at, text in enumerate(texts)]
+        empty = np.empty(0, np.int64)
+        return np.concatenate([empty, *(row[0] for row in rows)]), np.concatenate([empty, *(row[1] for row in rows)])
+
+
+def to_bytes(text: str, characters: Places) -> Places:
+    """Positions in characters, up to and with the end of the text, as positions in its UTF-8."""
+    if text.isascii():
+        return characters
+    raw = np.frombuffer(text.encode(), np.uint8)
+    firsts = np.flatnonzero((raw & 0xC0) != 0x80)
+    return np.append(firsts, len(raw))[characters]
+
+
+@dataclass(frozen=True, slots=True)
+class Surfaces:
+    """What each id stands for in a text.
+
+    Attributes:
+        surface: the bytes of each id; empty for an id without a token.
+        literal: for a SentencePiece vocabulary, the pieces with a `▁`, as they are written.
+        control: ids of added tokens, which end a stretch of text.
+        leading: when a stretch has a space before it that is not in the text.
+        lengths: the length of each surface.
+        heads, tails: its first and last eight bytes as numbers; a tail is of use where there are as many.
+    """
+
+    surface: list[bytes]
+    literal: Mapping[int, bytes]
+    control: frozenset[int]
+    leading: Leading
+    lengths: NDArray[np.int64]
+    heads: NDArray[np.uint64]
+    tails: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """The surfaces of a tokenizer; for one of an unknown kind they are its tokens, which seldom tile a text."""
+        document = definition_of(tokenizer)
+        of_id, literal = _model_surfaces(document)
+        for added in added_of(document):
+            if added["id"] not in literal:  # in Gemma's vocabulary runs of spaces are both pieces and added tokens
+                of_id[added["id"]] = added["content"].encode()
+        surface = [of_id.get(id, b"") for id in range(tokenizer.vocabulary)]
+        lengths = np.fromiter(map(len, surface), np.int64, len(surface))
+        heads = np.frombuffer(b"".join(bytes[:WORD].ljust(WORD, b"\0") for bytes in surface), "<u8")
+        tails = np.frombuffer(b"".join(bytes[-WORD:].rjust(WORD, b"\0") for bytes in surface), "<u8")
+        return cls(surface, literal, _control(document), _leading(document), lengths, heads, tails)
+
+    def positions(self, text: str, ids: Ids) -> tuple[Places, Places] | None:
+        """First byte and end of each token; None where the surfaces do not prove them."""
+        raw = text.encode()
+        return self._tiled(raw, ids) or self._walked(raw, ids)
+
+    def positions_of_batch(self, texts: Sequence[str], ids: Ids, offsets: Offsets) -> tuple[Places, Places] | None:
+        """The same for many texts, each from its own start; None where one of them cannot be proven this way."""
+        joined = "".join(texts)
+        sizes = list(map(len, texts)) if joined.isascii() else [len(text.encode()) for text in texts]
+        found = self._tiled(joined.encode(), ids)
+        if found is None:
+            return None
+        starts, ends = found
+        bases = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(sizes, out=bases[1:])
+        reached = np.append(0, ends)[offsets]
+        if not np.array_equal(reached, bases):
+            return None
+        shift = np.repeat(bases[:-1], np.diff(offsets))
+        return starts - shift, ends - shift
+
+    def _tiled(self, raw: bytes, ids: Ids) -> tuple[Places, Places] | None:
+        """Positions by cumulative lengths, if the surfaces joined are the text."""
+        at = ids.astype(np.intp)
+        lengths = self.lengths.take(at)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        if (int(ends[-1]) if len(ends) else 0) != len(raw):
+            return None
+        # The eight bytes from any place of the text on as a number: an array whose items overlap.
+        read = np.ndarray((len(raw) + 1,), "<u8", raw + bytes(WORD), 0, (1,))
+        differing = read[starts]
+        differing ^= self.heads.take(at)
+        differing &= _MASKS.take(lengths, mode="clip")
+        if differing.any():
+            return None
+        long = np.flatnonzero(lengths > WORD)
+        if not np.array_equal(read[ends[long] - WORD], self.tails.take(at[long])):
+            return None
+        longer = long[lengths[long] > 2 * WORD]
+        surfaces = map(self.surface.__getitem__, at[longer].tolist())
+        return (starts, ends) if all(map(raw.startswith, surfaces, starts[longer].tolist())) else None
+
+    def _walked(self, raw: bytes, ids: Ids) -> tuple[Places, Places] | None:
+        """Positions by a walk along the text, which decides what a `▁` stands for."""
+        if not self.literal:
+            return None
+        ends: list[int] = []
+        at, fresh = 0, True
+        for id in ids.tolist():
+            surface = self.surface[id]
+            added = fresh and id not in self.control and self._adds_space(raw, at)
+            if added:
+                surface = surface.removeprefix(b" ")
+            if raw.startswith(surface, at):
+                at += len(surface)
+            else:
+                literal = self.literal.get(id)
+                end = None if literal is None else _fit(raw, at, literal.removeprefix(_LINE) if added else literal)
+                if end is None:
+                    return None
+                at = end
+            ends.append(at)
+            fresh = id in self.control
+        if at != len(raw):
+            return None
+        places = np.array(ends, np.int64)
+        return np.append(0, places[:-1])[: len(places)], places
+
+    def _adds_space(self, raw: bytes, at: int) -> bool:
+        """Whether the stretch that begins here got a space."""
+        if self.leading in ("never", "always"):
+            return self.leading == "always"
+        begins = raw.startswith((b" ", _LINE), at)
+        return not begins and (self.leading == "unless" or at == 0)
+
+
+def _fit(raw: bytes, at: int, piece: bytes) -> int | None:
+    """The end of a piece that stands in the text from `at` on, each `▁` of it for a space or for itself."""
+    for number, part in enumerate(piece.split(_LINE)):
+        if number:
+            if not raw.startswith((b" ", _LINE), at):
+                return None
+            at += 1 if raw.startswith(b" ", at) else len(_LINE)
+        if not raw.startswith(part, at):
+            return None
+        at += len(part)
+    return at
+
+
+# ---------------------------------------------------------------- from tokenizer.json
+
+
+def _model_surfaces(document: Mapping[str, Any]) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """The surface of each id of the model, and the pieces with a `▁` as they are written."""
+    vocabulary = vocabulary_of(document)
+    if _has(document, "pre_tokenizer", "pretokenizers", "ByteLevel"):
+        return {id: _byte_level(token) for token, id in vocabulary.items()}, {}
+    surfaces = {id: token.replace(LINE, " ").encode() for token, id in vocabulary.items()}
+    literal = {id: token.encode() for token, id in vocabulary.items() if LINE in token}
+    if document["model"].get("byte_fallback"):
+        bytes_of = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+        surfaces |= {vocabulary[token]: byte for token, byte in bytes_of.items() if token in vocabulary}
+    return surfaces, literal
+
+
+def _alphabet() -> dict[int, str | None]:
+    """For `str.translate`: the byte, as Latin-1, that each character of a byte-level vocabulary stands for.
+
+    Bytes that print in Latin-1 stand for themselves. The others have the characters from U+0100 on, in order.
+    """
+    prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(prints))
+    foreign: dict[int, str | None] = dict.fromkeys(others, "\uffff")  # not Latin-1, so that encoding it fails
+    return foreign | {0x100 + at: chr(byte) for at, byte in enumerate(others)}
+
+
+_ALPHABET: Final = _alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    """The bytes of a token; none for a token that is not written in the byte alphabet."""
+    try:
+        return token.translate(_ALPHABET).encode("latin-1")
+    except UnicodeEncodeError:
+        return b""
+
+
+def _has(document: Mapping[str, Any], part: str, inner: str, kind: str) -> bool:
+    return any(step.get("type") == kind for step in steps_of(document.get(part), inner))
+
+
+_SCHEMES: Final[Mapping[str, Leading]] = {"always": "unless", "first": "first"}
+
+
+def _leading(document: Mapping[str, Any]) -> Leading:
+    if _has(document, "normalizer", "normalizers", "Prepend"):
+        return "always"
+    for step in steps_of(document.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") == "Metaspace":
+            scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+            return _SCHEMES.get(scheme, "never")
+    return "never"
+
+
+def _control(document: Mapping[str, Any]) -> frozenset[int]:
+    """The added tokens that end a stretch. A normalizer runs before those that are looked for in normalized text."""
+    early = _leading(document) == "always"
+    return frozenset(token["id"] for token in added_of(document) if not (early and token.get("normalized")))
