@@ -5,6 +5,8 @@ open one with another role. The tokens looked for are the tokenizer's special on
 template prints, and the well-known ones of other families, which a later template may read. They are looked for in
 every text and every key of a row.
 
+The tags of a thought are the assistant's own in its own text: there they are neither found nor escaped.
+
 A search through the stored JSON of a whole block says first that there is nothing to find; it is the cheap part. Only a
 row with a hit is looked at text by text.
 """
@@ -12,8 +14,10 @@ row with a hit is looked at text by text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
+
+from orjson import dumps
 
 KNOWN: Final = (
     "<|im_start|> <|im_end|> <|im_sep|> <|endoftext|> <|eot_id|> <|eom_id|> <|start_header_id|> <|end_header_id|> "
@@ -27,6 +31,15 @@ KNOWN: Final = (
 ESCAPE: Final = "\\"
 """What `escape` puts behind the first character of a control token."""
 
+THOUGHT: Final = frozenset({"<think>", "</think>"})
+"""Tags that an assistant writes itself."""
+
+ANSWERS: Final = frozenset({"completion", "completions", "chosen", "rejected"})
+"""Columns whose plain texts are the assistant's."""
+
+Visit = Callable[[str, str, re.Pattern[str]], str]
+"""Given a text, its place and the tokens looked for, what becomes of the text."""
+
 
 class ControlTokens:
     """The control tokens of one tokenizer and template.
@@ -39,42 +52,70 @@ class ControlTokens:
 
     def __init__(self, special: Iterable[str], added: Iterable[str], template: str) -> None:
         printed = {token for token in added if token in template}
-        self.tokens = tuple(
-            sorted({t for t in {*special, *printed, *KNOWN} if len(t.strip()) > 1}, key=len, reverse=True)
-        )
-        self._text = re.compile("|".join(map(re.escape, self.tokens)) or "(?!)")
-        by_first: dict[str, list[str]] = {}
+        known = {token for token in {*special, *printed, *KNOWN} if len(token.strip()) > 1}
+        self.tokens = tuple(sorted(known, key=lambda token: (-len(token), token)))
+        self._all = _any(self.tokens)
+        self._foreign = _any([token for token in self.tokens if token not in THOUGHT])
+        by_first: dict[bytes, set[bytes]] = {}
         for token in self.tokens:
-            by_first.setdefault(token[0], []).append(token)
+            for form in (token.encode(), dumps(token)[1:-1]):  # as a text column holds it, and as JSON does
+                by_first.setdefault(form[:1], set()).add(form[1:])
         # a pattern that begins with one fixed character is searched for at the speed of memchr
         self._quick = [
-            re.compile(re.escape(first.encode()) + b"(?:" + b"|".join(re.escape(t[1:].encode()) for t in tokens) + b")")
-            for first, tokens in by_first.items()
+            re.compile(re.escape(first) + b"(?:" + b"|".join(map(re.escape, sorted(rests))) + b")")
+            for first, rests in by_first.items()
         ]
 
     def may_hold(self, data: bytes | memoryview) -> bool:
-        """Whether stored JSON holds a control token somewhere."""
+        """Whether stored text or JSON holds a control token somewhere."""
         return any(pattern.search(data) for pattern in self._quick)
 
-    def found(self, value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-        """(place, token) for every text and key of a JSON value that holds one."""
-        if isinstance(value, str):
-            if match := self._text.search(value):
-                yield path, match.group()
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                yield from self.found(key, f"{path} (key)")
-                yield from self.found(item, f"{path}.{key}" if path else str(key))
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                yield from self.found(item, f"{path}[{index}]")
+    def found(self, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """(place, token) for every control token in the texts and keys of a row, once per text."""
+        seen: list[tuple[str, str]] = []
 
-    def escaped(self, value: Any) -> Any:
-        """The same JSON value with a backslash behind the first character of every control token: `<\\|im_end|>`."""
-        if isinstance(value, str):
-            return self._text.sub(lambda match: match[0][0] + ESCAPE + match[0][1:], value)
-        if isinstance(value, Mapping):
-            return {self.escaped(key): self.escaped(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.escaped(item) for item in value]
-        return value
+        def note(text: str, path: str, tokens: re.Pattern[str]) -> str:
+            seen.extend((path, token) for token in dict.fromkeys(tokens.findall(text)))
+            return text
+
+        self._row(record, note)
+        return seen
+
+    def escaped(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The same row with a backslash behind the first character of every control token: `<\\|im_end|>`."""
+        return self._row(record, lambda text, _, tokens: tokens.sub(lambda m: m[0][0] + ESCAPE + m[0][1:], text))
+
+    def _row(self, record: Mapping[str, Any], visit: Visit) -> dict[str, Any]:
+        return {name: self._column(value, name, visit) for name, value in record.items()}
+
+    def _column(self, value: Any, name: str, visit: Visit) -> Any:
+        if isinstance(value, list) and all(isinstance(item, Mapping) and "role" in item for item in value):
+            return [self._message(message, f"{name}[{number}]", visit) for number, message in enumerate(value)]
+        return _walk(value, name, self._foreign if name in ANSWERS else self._all, visit)
+
+    def _message(self, message: Mapping[str, Any], path: str, visit: Visit) -> dict[str, Any]:
+        own = message["role"] == "assistant"
+        return {
+            visit(key, f"{path} (key)", self._all): _walk(
+                item, f"{path}.{key}", self._foreign if own and key == "content" else self._all, visit
+            )
+            for key, item in message.items()
+        }
+
+
+def _any(tokens: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
+
+def _walk(value: Any, path: str, tokens: re.Pattern[str], visit: Visit) -> Any:
+    """A JSON value with every text and key visited."""
+    if isinstance(value, str):
+        return visit(value, path, tokens)
+    if isinstance(value, Mapping):
+        return {
+            visit(key, f"{path} (key)", tokens): _walk(item, f"{path}.{key}", tokens, visit)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_walk(item, f"{path}[{index}]", tokens, visit) for index, item in enumerate(value)]
+    return value

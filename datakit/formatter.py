@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import pyarrow as pa
 
 from datakit.checks import CHECKS
-from datakit.errors import DatakitError
+from datakit.errors import DatakitError, UsageError
 from datakit.findings import BadRow, Finding
 from datakit.methods import METHODS
 from datakit.reading.blocks import Block
@@ -24,10 +25,11 @@ from datakit.reading.columnar import layout_of, plain_rows, read_batches
 from datakit.schema import ARROW, ID, LENGTH, META, OPTIONAL, ROW, SOURCE, TRAINED, Layout, Type, layout
 from datakit.step import Result, SourcePlan
 from datakit.tally import Tally
+from datakit.terminal import plural
 from datakit.tokens.load import Tokenizer
 
 if TYPE_CHECKING:
-    from datakit.jobs import Job
+    from datakit.jobs import Job, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,12 @@ class FormatStep:
     def layout(self) -> Layout:
         """The layout of the rows that go out."""
         method = METHODS[self.method]
+        if self.render_only:
+            if method.texts not in _TEXTS:
+                raise UsageError(f"--render-only and --for {self.method}", "Steps are labelled at tokens: leave it out.")
+            return _TEXTS[method.texts]
         if not method.ids:
             return self.source
-        if self.render_only:
-            return _TEXTS[method.texts]
         return layout("tokenized", "packed" if self.pack else method.ids, False)
 
     def schema(self) -> pa.Schema:
@@ -134,6 +138,7 @@ _TEXTS: Final[Mapping[tuple[str, ...], Layout]] = {
     ("text",): layout("sft", "text"),
     ("prompt", "chosen", "rejected"): layout("preference", "strings"),
     ("prompt", "completion"): layout("kto", "strings"),
+    ("prompt",): layout("prompt", "strings"),
     ("chosen", "rejected"): layout("preference", "implicit", False),
 }
 """What texts of these columns are."""
@@ -170,7 +175,8 @@ class Formatter:
         def made(source: str | None) -> Template | None:
             return None if source is None else Template(source, tokenizer.special, now, plan.twin, special)
 
-        self.control = ControlTokens(special, added, plan.template or "") if plan.control_tokens != "allow" else None
+        printed = f"{plan.template or ''}{plan.tool_template or ''}"
+        self.control = ControlTokens(special, added, printed) if plan.control_tokens != "allow" else None
         eos = tokenizer.special.get("eos_token", "")
         self.template, self.tool_template = made(plan.template), made(plan.tool_template)
         windows = plan.max_length if plan.truncation in ("error", "window") else None
@@ -180,7 +186,7 @@ class Formatter:
         self.encoder = Encoder(tokenizer, plan.verdict)  # type: ignore[arg-type]
         self.positions = Positions(self.encoder)
         bos = tokenizer.special.get("bos_token")
-        known = self.encoder.encode_flat([bos])[0] if bos else []
+        known: Sequence[int] = self.encoder.encode_flat([bos])[0].tolist() if bos else []
         self.bos_id = int(known[0]) if len(known) == 1 else None
 
     def take(self, plan: FormatStep) -> None:
@@ -226,15 +232,16 @@ class Formatter:
                     state.reject(place, raw, notes)
                     continue
                 state.see(place, notes)
-            yield _Row(place, raw if not self.method.ids else {ID: raw.get(ID), META: raw.get(META)}, job)
+            yield _Row(place, {ID: raw.get(ID), META: raw.get(META)} if self.method.ids else raw | record, job)
 
     def _suspicious(self, batch: pa.RecordBatch) -> bool:
         """Whether a control token stands somewhere in the stored texts of a batch."""
-        for name in (*self.columns, "tools"):
-            if name not in batch.schema.names or self.control is None:
-                continue
+        assert self.control is not None
+        for name in (*self.columns, *self.plan.optional):
             column: Any = batch.column(name)
             storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+            while isinstance(storage, pa.ListArray):
+                storage = storage.values
             if not (pa.types.is_string(storage.type) or pa.types.is_large_string(storage.type)):
                 continue
             buffer = storage.buffers()[2]
@@ -245,42 +252,41 @@ class Formatter:
     def _controlled(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
         """A row with its control tokens found, and escaped where that was asked for."""
         assert self.control is not None
-        found = [(path, token) for path, token in self.control.found(record) if not _is_thought(record, path, token)]
+        found = self.control.found(record)
         if not found:
             return record, []
         path, token = found[0]
-        note = Finding("DK707", path, f"{len(found)} texts with control tokens such as {token!r}")
+        texts = len({place for place, _ in found})
+        note = Finding("DK707", path, f"{plural(texts, 'text')} with control tokens such as {token!r}")
         if self.plan.control_tokens == "escape":
-            return self.control.escaped(record), [Finding("DK707", path, f"{note.note}; escaped")]
+            return self.control.escaped(record), [note._replace(note=f"{note.note}; escaped")]
         raise BadRow(*note)
 
     # ------------------------------------------------------------ texts
 
-    def _encoded(self, rows: Sequence[_Row]) -> tuple[Sequence[_Row], list[int]]:
+    def _sizes(self, rows: Sequence[_Row]) -> list[int]:
         """The tokens of the longest text of every row."""
         texts = [text for row in rows for text in row.job.texts.values()]
-        ids, offsets = self.encoder.encode_flat([text.text for text in texts])
+        _, offsets = self.encoder.encode_flat([text.text for text in texts])
         around = len(self.encoder.tokenizer.prefix) + len(self.encoder.tokenizer.suffix)
-        sizes = [int(b - a) + around * text.special for a, b, text in zip(offsets, offsets[1:], texts, strict=False)]
+        sizes = [int(b - a) + around * text.special for (a, b), text in zip(pairwise(offsets), texts, strict=True)]
         longest, at = [], 0
         for row in rows:
             longest.append(max(sizes[at : at + len(row.job.texts)]))
             at += len(row.job.texts)
-        return rows, longest
+        return longest
 
     def _texts(self, rows: Sequence[_Row], state: _Block) -> Result:
         """Rows as texts that a trainer tokenises to the same ids, or as they are where it renders itself."""
-        rows, sizes = self._encoded(rows)
         columns: dict[str, list[Any]] = {item.name: [] for item in self.plan.schema()}
-        for row, size in zip(rows, sizes, strict=True):
+        for row, size in zip(rows, self._sizes(rows), strict=True):
             if not state.fits(row.place, row.raw, size):
                 continue
-            values = {LENGTH: size, ID: row.raw.get(ID), SOURCE: row.place[0], ROW: row.place[1], **row.job.extra}
-            if not self.method.ids:
-                values |= row.raw | {LENGTH: size}
-                if "chat_template_kwargs" in columns:
-                    values["chat_template_kwargs"] = values.get("chat_template_kwargs") or {}
-            else:
+            values = {} if self.method.ids else dict(row.raw)
+            values |= {LENGTH: size, ID: row.raw.get(ID), SOURCE: row.place[0], ROW: row.place[1], **row.job.extra}
+            if "chat_template_kwargs" in columns:
+                values["chat_template_kwargs"] = values.get("chat_template_kwargs") or {}
+            if self.plan.render_only:
                 values |= self._parts(row.job)
             for name, column in columns.items():
                 column.append(values.get(name))
@@ -288,28 +294,26 @@ class Formatter:
         return state.result(columns)
 
     def _parts(self, job: Job) -> dict[str, str]:
-        """The text columns of a job: answers without the prompt before them."""
+        """The text columns of a job: answers without the prompt before them, bare of what a trainer adds itself."""
+        sides = {name: text for name, text in job.texts.items() if name != "prompt"}
         if "prompt" not in job.texts:
-            return {name: text.text for name, text in job.texts.items()}
-        parts = {"prompt": job.texts["prompt"].text}
-        for name, text in job.texts.items():
-            if name != "prompt":
-                border = text.spans[0][0]
-                parts["prompt"] = text.text[: min(border, len(parts["prompt"]))]
-                parts[name] = text.text[border:]
-        return parts
+            return {name: self._ended(self._begun(text, text.text)) for name, text in sides.items()}
+        prompt = job.texts["prompt"]
+        border = min((text.spans[0][0] for text in sides.values()), default=len(prompt.text))
+        answers = {name: self._ended(text.text[border:]) for name, text in sides.items()}
+        return {"prompt": self._begun(prompt, prompt.text[:border]), **answers}
 
+    def _begun(self, text: Text, part: str) -> str:
+        """The start of a text without the BOS that the template printed, if the tokenizer puts it there as well."""
+        bos = self.encoder.tokenizer.special.get("bos_token", "")
+        twice = not text.special and self.bos_id is not None and self.encoder.tokenizer.prefix == (self.bos_id,)
+        return part.removeprefix(bos) if twice else part
 
-def _is_thought(record: Mapping[str, Any], path: str, token: str) -> bool:
-    """Whether a token is the tag of a thought in a text of the assistant, where it belongs."""
-    if token not in ("<think>", "</think>"):
-        return False
-    column, _, rest = path.partition("[")
-    messages = record.get(column)
-    if not isinstance(messages, list) or not rest:
-        return False
-    number = int(rest.partition("]")[0])
-    return bool(messages[number].get("role") == "assistant") and "].content" in path
+    def _ended(self, part: str) -> str:
+        """A text without white space behind its EOS: trainers add a second one where a text does not end on it."""
+        eos = self.encoder.tokenizer.special.get("eos_token", "")
+        bare = part.rstrip()
+        return bare if eos and bare.endswith(eos) else part
 
 
 class _Block:

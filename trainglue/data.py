@@ -11,15 +11,16 @@ import datakit
 if TYPE_CHECKING:
     import datasets
 
-# Which kinds of shards a method trains on. Names as in TRL, in lower case.
+# Which kinds of shards a method trains on. Names as in TRL, in lower case. A kind stands for all its forms, but token
+# ids are only of use to the method that they were made for.
 KINDS_OF: Final[Mapping[str, tuple[str, ...]]] = {
-    "sft": ("sft", "tokenized"),
-    "dpo": ("preference",),
-    "orpo": ("preference",),
-    "cpo": ("preference",),
-    "reward": ("preference",),
-    "kto": ("kto",),
-    "bco": ("kto",),
+    "sft": ("sft", "tokenized:tokens", "tokenized:sft", "tokenized:packed"),
+    "dpo": ("preference", "tokenized:preference"),
+    "orpo": ("preference", "tokenized:preference"),
+    "cpo": ("preference", "tokenized:preference"),
+    "reward": ("preference", "tokenized:reward"),
+    "kto": ("kto", "tokenized:kto"),
+    "bco": ("kto", "tokenized:kto"),
     "grpo": ("prompt",),
     "prm": ("stepwise",),
 }
@@ -32,7 +33,7 @@ def dataset(folder: str | os.PathLike[str], *, method: str, split: str | None = 
     on. Needs the `datasets` package.
 
     Args:
-        folder: written by `datakit convert`.
+        folder: written by `datakit convert` or `datakit format`.
         method: sft, dpo, orpo, cpo, reward, kto, bco, grpo or prm.
         split: by default all splits, in order.
 
@@ -44,14 +45,21 @@ def dataset(folder: str | os.PathLike[str], *, method: str, split: str | None = 
     if kinds is None:
         raise datakit.UsageError(f"no method named {method!r}", f"Methods: {', '.join(KINDS_OF)}.")
     shards = datakit.load(folder, split=split)
-    kind = shards.manifest["kind"]
-    if kind not in kinds:
+    kind, form = shards.manifest["kind"], shards.manifest["form"]
+    own = {kind, f"{kind}:{form}"}
+    if own.isdisjoint(kinds):
+        hint = (
+            f"Format the source with --for {method}"
+            if kind == "tokenized"
+            else f"Convert the source with --to {kinds[0]}"
+        )
         raise datakit.UsageError(
-            f"{os.fspath(folder)} holds rows of kind {kind}; {method} trains on {' or '.join(kinds)}",
-            f"Convert the source with --to {kinds[0]}, or choose {_methods(kind)}.",
+            f"{os.fspath(folder)} holds rows of kind {kind}, form {form}; {method} trains on {' or '.join(kinds)}",
+            f"{hint}, or choose {_methods(own)}.",
         )
     return shards.to_datasets()
 
 
-def _methods(kind: str) -> str:
-    return " or ".join(method for method, kinds in KINDS_OF.items() if kind in kinds) or "another trainer"
+def _methods(own: set[str]) -> str:
+    fitting = [method for method, kinds in KINDS_OF.items() if not own.isdisjoint(kinds)]
+    return " or ".join(fitting) or "another trainer"
