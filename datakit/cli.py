@@ -320,6 +320,7 @@ _train_on = click.option("--train-on", type=click.Choice(["all", "last", "tagged
 @click.option("--control-tokens", type=click.Choice(["error", "escape", "quarantine", "allow"]), default="error", show_default=True, help="What becomes of rows whose data holds a control token such as <|im_end|>.")  # fmt: skip
 @click.option("--now", metavar="TIME", help="The time that templates with a date are given, such as 2026-01-31.")
 @click.option("--render-only", is_flag=True, help="Text columns instead of ids.")
+@click.option("--layout", type=click.Choice(["trl", "easydel"]), default="trl", show_default=True, help="Names of token columns: those of TRL, or of EasyDeL.")  # fmt: skip
 @click.option("--on-bad-row", type=click.Choice(["fail", "quarantine"]), default="fail", show_default=True, help="fail: write nothing. quarantine: put bad rows into rejects/, within --max-bad.")  # fmt: skip
 @_options(_max_bad, _fail_on, _severity, _workers)
 @click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Decoded input bytes per shard.")  # fmt: skip

@@ -6,6 +6,7 @@ engines and arrays are fast on many and slow on few. A row that cannot go on bec
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import pyarrow as pa
 
+from datakit import easydel
 from datakit.checks import CHECKS
 from datakit.errors import DatakitError, UsageError
 from datakit.findings import BadRow, Finding
@@ -30,6 +32,9 @@ from datakit.tokens.load import Tokenizer
 
 if TYPE_CHECKING:
     from datakit.jobs import Job, Text
+
+MARGIN: Final = "margin"
+"""The column of a reward trainer that says by how much the preferred answer is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class FormatStep:
         verdict: which engine encodes, and what was compared.
         severities: check id -> severity.
         encode: False where only lengths are wanted.
+        columns: trl, or easydel for the names that its trainers read.
     """
 
     sources: Sequence[SourcePlan]
@@ -76,6 +82,7 @@ class FormatStep:
     verdict: Mapping[str, Any] | None = None
     severities: Mapping[str, str] = field(default_factory=dict)
     encode: bool = True
+    columns: str = "trl"
     name: str = "format"
 
     @property
@@ -89,11 +96,14 @@ class FormatStep:
         method = METHODS[self.method]
         if self.render_only:
             if method.texts not in _TEXTS:
-                raise UsageError(f"--render-only and --for {self.method}", "Steps are labelled at tokens: leave it out.")
+                raise UsageError(
+                    f"--render-only and --for {self.method}", "Steps are labelled at tokens: leave it out."
+                )
             return _TEXTS[method.texts]
         if not method.ids:
             return self.source
-        return layout("tokenized", "packed" if self.pack else method.ids, False)
+        form = easydel.FORMS[method.ids] if self.columns == "easydel" else method.ids
+        return layout("tokenized", "packed" if self.pack else form, False)
 
     def schema(self) -> pa.Schema:
         """The columns of a shard, in order: trainer, side, lengths, provenance."""
@@ -102,10 +112,10 @@ class FormatStep:
         if not method.ids:
             fields += [pa.field(c.name, ARROW[c.type]) for c in OPTIONAL if c.name in self.optional]
             fields += [pa.field(name, ARROW[type_]) for name, type_ in self.side.items()]
-        elif "margin" in self.side:
-            fields.append(pa.field("margin", pa.float64()))
+        elif MARGIN in self.side:
+            fields.append(pa.field(MARGIN, pa.float64()))
         fields.append(pa.field(LENGTH, pa.int32(), nullable=False))
-        if self.layout.form in ("sft", "packed"):
+        if self.layout.form in ("sft", "packed", "easydel_sft"):
             fields.append(pa.field(TRAINED, pa.int32(), nullable=False))
         if not self.pack:
             fields += [pa.field(ID, pa.string()), pa.field(SOURCE, pa.string()), pa.field(ROW, pa.int64())]
@@ -167,6 +177,8 @@ class Formatter:
         self.plan = plan
         self.method = METHODS[plan.method]
         tokenizer = Tokenizer.from_json(plan.tokenizer)
+        self.encoder = Encoder(tokenizer, plan.verdict)  # type: ignore[arg-type]
+        self.encoder.preload()
         tokens = added_of(definition_of(tokenizer))
         added = [token["content"] for token in tokens]
         special = [token["content"] for token in tokens if token.get("special")]
@@ -183,11 +195,9 @@ class Formatter:
         self.jobs = Jobs(
             plan.method, plan.source, self.template, self.tool_template, plan.train_on, plan.leave_out, eos, windows
         )
-        self.encoder = Encoder(tokenizer, plan.verdict)  # type: ignore[arg-type]
         self.positions = Positions(self.encoder)
-        bos = tokenizer.special.get("bos_token")
-        known: Sequence[int] = self.encoder.encode_flat([bos])[0].tolist() if bos else []
-        self.bos_id = int(known[0]) if len(known) == 1 else None
+        ids = {token["content"]: token["id"] for token in tokens}
+        self.bos_id: int | None = ids.get(tokenizer.special.get("bos_token", ""))
 
     def take(self, plan: FormatStep) -> None:
         """Go on with a plan that differs in the verdict only."""
@@ -202,6 +212,7 @@ class Formatter:
     def block(self, block: Block) -> Result:
         """Run the step on one block."""
         state = _Block(self.plan, self.plan.sources[block.source].path)
+        assert block.rows is not None  # shards are read by rows
         rows = [row for batch in read_batches(block.rows) for row in self._jobs(batch, state)]
         if self.plan.render_only or not self.method.ids:
             return self._texts(rows, state)
@@ -232,7 +243,10 @@ class Formatter:
                     state.reject(place, raw, notes)
                     continue
                 state.see(place, notes)
-            yield _Row(place, {ID: raw.get(ID), META: raw.get(META)} if self.method.ids else raw | record, job)
+            kept: dict[str, Any] = raw | record
+            if self.method.ids:
+                kept = {name: raw.get(name) for name in (ID, META, MARGIN)}
+            yield _Row(place, kept, job)
 
     def _suspicious(self, batch: pa.RecordBatch) -> bool:
         """Whether a control token stands somewhere in the stored texts of a batch."""
@@ -369,6 +383,10 @@ class _Block:
         if not self.plan.encode:
             self._count_lengths(columns)
             return Result(None, self.rejects, self.tally, b"", b"", self.rows, [])
+        if not self.tally.rows_out:
+            return Result(None, self.rejects, self.tally, b"", b"", self.rows, [])
+        if self.plan.columns == "easydel":
+            columns = easydel.columns(METHODS[self.plan.method].ids, columns)
         schema = self.plan.schema()
         arrays = []
         for item in schema:
@@ -377,7 +395,7 @@ class _Block:
             if isinstance(item.type, pa.JsonType):
                 values = [None if value is None else orjson.dumps(value).decode() for value in values]
             arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type_))
-        batch = pa.RecordBatch.from_arrays(arrays, schema.names) if self.tally.rows_out else None
+        batch = pa.RecordBatch.from_arrays(arrays, schema.names)
         return Result(batch, self.rejects, self.tally, b"".join(self.digests), b"", self.rows, [])
 
     def _count_lengths(self, columns: Mapping[str, Any]) -> None:
@@ -439,14 +457,14 @@ def warm(path: str, step: Mapping[str, Any]) -> None:
 
     try:
         _at_hand = Formatter(FormatStep.from_json(step))
-        _at_hand.encoder.preload()
     except (Refused, DatakitError):
         _at_hand = None
 
 
 def pieces(path: str, tokenizer: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[list[str]]:
-    """The text of each token, for people; bytes of an unfinished character are shown as a replacement character."""
+    """The text of each token, for people. A character that is split over tokens stands at the last of them."""
     from datakit.tokens.positions import Surfaces
 
     surfaces = Surfaces.of(Tokenizer.from_json(tokenizer)).surface
-    return [[surfaces[id].decode("utf-8", "replace") for id in ids] for ids in rows]
+    decoders = [getincrementaldecoder("utf-8")("replace") for _ in rows]
+    return [[decoder.decode(surfaces[id]) for id in ids] for decoder, ids in zip(decoders, rows, strict=True)]

@@ -132,7 +132,10 @@ class Jobs:
         texts = {"prompt": Text(prompt, special=True)}
         for side in sides:
             whole = prompt + self._ended(record[side])
-            texts[side] = Text(whole, [(len(prompt), len(whole))], special=True)
+            everything = self.method == "sft" and self.train_on == "everything"
+            left_out = self.method == "sft" and self._matches(record[side])
+            spans = [] if left_out else [(0 if everything else len(prompt), len(whole))]
+            texts[side] = Text(whole, spans, special=True)
         return Job(texts)
 
     # ------------------------------------------------------------ conversations
@@ -173,17 +176,17 @@ class Jobs:
         else:
             spans = [span for span in spans if messages[span.message].get("weight") != 0]
         if self.leave_out:
-            spans = [span for span in spans if not self._left_out(messages[span.message])]
+            spans = [span for span in spans if not self._matches(messages[span.message].get("content"))]
         if self.train_on == "last":
             spans = spans[-1:]
         return [(span.start, span.end) for span in spans]
 
-    def _left_out(self, message: Message) -> bool:
-        content = message.get("content")
+    def _matches(self, content: Any) -> bool:
+        """Whether an answer is one of those that are left out."""
         return isinstance(content, str) and any(pattern.fullmatch(content) for pattern in self.leave_out)
 
     def _answers(self, record: Record, sides: Sequence[str]) -> Job:
-        """Prompt and answers as messages; the border is the end of the prompt, as the template prints it for an answer."""
+        """Prompt and answers as messages; the border is where the prompt ends, as the template prints it."""
         tools, kwargs = record.get("tools"), record.get("chat_template_kwargs")
         template = self._for(tools)
         prompt: list[Message] = record["prompt"]
@@ -192,9 +195,20 @@ class Jobs:
         for side in sides:
             text, proof = template.prove([*prompt, *record[side]], tools, kwargs)
             border = self._border(head, text, proof, len(prompt), job, side)
-            job.texts[side] = Text(text, [(border, len(text))])
+            spans = [(border, len(text))]
+            if self.method == "sft":
+                spans = self._completion([*prompt, *record[side]], text, proof, border, len(record[side]))
+            job.texts[side] = Text(text, spans)
             job.notes += [note for note in _notes(proof, side) if note not in job.notes]
         return job
+
+    def _completion(self, messages: Sequence[Message], text: str, proof: Proof, border: int, own: int) -> Spans:
+        """What is trained of a completion: all of it, unless other voices speak in it or an option leaves turns out."""
+        chosen = self._chosen(messages, text, proof)
+        if self.train_on == "everything":
+            return chosen
+        inside = [(max(start, border), end) for start, end in chosen if end > border]
+        return [(border, len(text))] if self.train_on == "all" and len(inside) == own else inside
 
     def _border(self, head: str, text: str, proof: Proof, count: int, job: Job, side: str) -> int:
         """Where the answer begins: where the text goes on after the prompt, or leaves it."""

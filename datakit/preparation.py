@@ -42,6 +42,7 @@ def format(
     control_tokens: str = "error",
     now: str | None = None,
     render_only: bool = False,
+    layout: str = "trl",
     on_bad_row: OnBadRow = "fail",
     max_bad: str | None = None,
     fail_on: FailOn = "error",
@@ -69,6 +70,7 @@ def format(
         control_tokens: what becomes of a row whose data holds a control token: error, escape, quarantine or allow.
         now: the time that templates with a date are given.
         render_only: text columns instead of ids.
+        layout: names of token columns: trl, or easydel.
         on_bad_row, max_bad, fail_on, severity, workers, shard_size, overwrite, progress: as in `convert`.
 
     Returns:
@@ -95,6 +97,7 @@ def format(
         control_tokens=control_tokens,
         now=now,
         render_only=render_only,
+        layout=layout,
         on_bad_row=on_bad_row,
         max_bad=max_bad,
         fail_on=fail_on,

@@ -6,6 +6,7 @@ Nothing of the tokenizer or the template runs in this process. A worker is asked
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from datakit import __version__, checks, fit, pack
+from datakit import __version__, checks, easydel, fit, pack
 from datakit.errors import UnreadableInput, UsageError
 from datakit.formatter import FormatStep
 from datakit.methods import Method, method_for
@@ -55,6 +56,7 @@ class FormatRequest:
     control_tokens: str = "error"
     now: str | None = None
     render_only: bool = False
+    layout: str = "trl"
     on_bad_row: str = "fail"
     max_bad: str | None = None
     fail_on: str = "error"
@@ -75,6 +77,7 @@ class FormatRequest:
             ("--truncation", self.truncation, fit.POLICIES),
             ("--train-on", self.train_on, TRAIN_ON),
             ("--pack", self.pack, (None, *pack.STRATEGIES)),
+            ("--layout", self.layout, ("trl", "easydel")),
             ("--control-tokens", self.control_tokens, CONTROL),
             ("--on-bad-row", self.on_bad_row, ("fail", "quarantine")),
             ("--fail-on", self.fail_on, ("error", "warning", "never")),
@@ -85,6 +88,10 @@ class FormatRequest:
             raise UsageError("--pack needs --max-length", "It is the length of a packed row.")
         if self.pack and self.render_only:
             raise UsageError("--pack and --render-only exclude each other", "Texts are packed once they are tokens.")
+        if self.layout == "easydel" and (self.pack or self.render_only):
+            raise UsageError(
+                "--layout easydel names token columns of single rows", "Leave out --pack and --render-only."
+            )
         if self.max_length is not None and self.max_length < 1:
             raise UsageError(f"--max-length {self.max_length}", "A positive number of tokens.")
         if self.max_length is None and self.truncation != "error":
@@ -97,6 +104,13 @@ class FormatRequest:
             Budget.parse(self.max_bad)
         if self.now is not None:
             _instant(self.now)
+        for pattern in self.leave_out:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(
+                    f"--leave-out {pattern}: {error}", "A regular expression, as Python writes them."
+                ) from None
         checks.severities(self.severity)
 
     def to_json(self) -> dict[str, Any]:
@@ -194,6 +208,7 @@ def make(request: FormatRequest, pool: Pool, encode: bool = True) -> FormatPlan:
         optional,
         severities=_severities(request),
         encode=encode,
+        columns=request.layout,
     )
     found_out = pool.ask_with(
         "probe", "warm", tokenizer.path, step.to_json(), [path for s in found for path in s.files or []], SAMPLE
@@ -245,8 +260,8 @@ def _check_policy(request: FormatRequest, method: Method) -> None:
         raise UsageError(
             f"--truncation {request.truncation} cannot be used for {what}", f"One of {', '.join(cuttable)}."
         )
-    if request.pack == "bfd" and request.truncation == "error":
-        return
+    if request.layout == "easydel" and method.ids not in easydel.FORMS:
+        raise UsageError(f"--layout easydel and --for {method.name}", "EasyDeL renders prompts itself; leave it out.")
 
 
 def _templates(request: FormatRequest, tokenizer: Tokenizer, source: Layout) -> tuple[str | None, str | None]:

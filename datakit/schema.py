@@ -108,6 +108,13 @@ def _layout(kind: Kind, form: str, conversational: bool, columns: str, doc: str)
 
 TYPE_OF: Final[Mapping[str, Type]] = {t: t for t in ARROW}
 
+_PARTS: Final = {
+    "prompt": "prompt",
+    "chosen": "prompt and the preferred answer",
+    "rejected": "prompt and the other answer",
+    "completion": "prompt and the answer",
+}
+
 COLUMN_DOCS: Final[Mapping[str, str]] = {
     "messages": "the conversation, oldest message first",
     "prompt": "what the model is given",
@@ -130,6 +137,11 @@ COLUMN_DOCS: Final[Mapping[str, str]] = {
     "chosen_ids": "token ids of the preferred answer; of prompt and answer where there is no prompt_ids",
     "rejected_ids": "token ids of the other answer; of prompt and answer where there is no prompt_ids",
     "completion_ids": "token ids of the answer",
+    **{f"{part}_input_ids": f"token ids of the {what}" for part, what in _PARTS.items()},
+    **{f"{part}_attention_mask": f"1 for each token of the {what}" for part, what in _PARTS.items()},
+    **{f"{part}_labels": "the ids of the answer, and -100 on the prompt before it" for part in _PARTS},
+    **{f"input_ids_{side}": f"token ids of prompt and {side} answer" for side in ("chosen", "rejected")},
+    **{f"attention_mask_{side}": f"1 for each token of prompt and {side} answer" for side in ("chosen", "rejected")},
     "margin": "by how much the preferred answer is better",
 }
 
@@ -159,6 +171,30 @@ LAYOUTS: Final[tuple[Layout, ...]] = (
     _layout("tokenized", "preference", False, "prompt_ids=ints chosen_ids=ints rejected_ids=ints", "a tokenised pair"),
     _layout("tokenized", "kto", False, "prompt_ids=ints completion_ids=ints label=bool", "a tokenised labelled answer"),
     _layout("tokenized", "reward", False, "chosen_ids=ints rejected_ids=ints", "two tokenised conversations"),
+    _layout("tokenized", "easydel_sft", False, "input_ids=ints attention_mask=ints assistant_masks=ints", "as EasyDeL"),
+    _layout(
+        "tokenized",
+        "easydel_preference",
+        False,
+        "prompt_input_ids=ints prompt_attention_mask=ints chosen_input_ids=ints chosen_attention_mask=ints "
+        "chosen_labels=ints rejected_input_ids=ints rejected_attention_mask=ints rejected_labels=ints",
+        "a tokenised pair, as EasyDeL reads it",
+    ),
+    _layout(
+        "tokenized",
+        "easydel_kto",
+        False,
+        "prompt_input_ids=ints prompt_attention_mask=ints completion_input_ids=ints completion_attention_mask=ints "
+        "completion_labels=ints label=bool",
+        "a tokenised labelled answer, as EasyDeL reads it",
+    ),
+    _layout(
+        "tokenized",
+        "easydel_reward",
+        False,
+        "input_ids_chosen=ints attention_mask_chosen=ints input_ids_rejected=ints attention_mask_rejected=ints",
+        "two tokenised conversations, as EasyDeL reads them",
+    ),
     _layout(
         "tokenized",
         "tokens",

@@ -91,7 +91,7 @@ def report(found: Report) -> None:
 
 def _detection(console: Console, entry: Mapping[str, Any]) -> None:
     evidence = "; ".join(safe(line) for line in entry.get("evidence", []))
-    head = Text(f"{safe(_near(entry['path']))}: {entry['format']}", style="bold")
+    head = Text(f"{safe(near(entry['path']))}: {entry['format']}", style="bold")
     if console.width >= WIDE:
         console.print(head, end="")
         console.print(Text(f"  {evidence}"))
@@ -108,7 +108,7 @@ def _verdict(console: Console, found: Report) -> None:
     console.print(Text(word if found.verdict == "passed" else f"{word}: {safe(found.verdict, 500)}", style=style))
 
 
-def _near(path: str) -> str:
+def near(path: str) -> str:
     """A path as seen from the current folder, where it lies in that."""
     inside = os.path.isabs(path) and Path(path).is_relative_to(Path.cwd())  # noqa: PTH117
     return str(Path(path).relative_to(Path.cwd())) if inside else path
@@ -143,7 +143,7 @@ def _findings(console: Console, findings: Sequence[Summary]) -> None:
 def _places(summary: Summary) -> list[str]:
     """The first places of a finding, and how many more there are."""
     limit = 1 if summary.severity == "note" else 3
-    seen = [{**entry, "source": entry["source"] and _near(entry["source"])} for entry in summary.first[:limit]]
+    seen = [{**entry, "source": entry["source"] and near(entry["source"])} for entry in summary.first[:limit]]
     lines = [f"{place(entry)}: {safe(entry['note'], 1000)}".lstrip(": ") for entry in seen]
     if summary.count > limit and len(summary.first) >= limit:
         lines.append(f"... and {summary.count - limit:,} more")

@@ -6,16 +6,20 @@ without a copy per row. Any other block goes row by row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from datakit import fit, pack
+from datakit.errors import UsageError
 from datakit.findings import Finding
-from datakit.labels import IGNORED, Ids, Labelled, Places, label, to_bytes
+from datakit.labels import IGNORED, ByteSpan, Ids, Places, label, to_bytes
 from datakit.schema import ID, LENGTH, META, ROW, SOURCE, TRAINED
+from datakit.terminal import plural
 
 if TYPE_CHECKING:
     from datakit.formatter import Formatter, _Block, _Row
@@ -35,6 +39,60 @@ def finish(formatter: Formatter, rows: Sequence[_Row], state: _Block) -> Result:
     return _Answers(formatter, state).finish(rows)
 
 
+@dataclass(slots=True)
+class _Batch:
+    """The sequences of a block, one after the other.
+
+    Attributes:
+        rows, texts: what they were made of.
+        ids, labels: int32[tokens] of all.
+        offsets: where each begins, and the end.
+        starts: bytes into its text at which each token begins.
+        sizes, trained: tokens, and trained tokens, of each.
+    """
+
+    rows: Sequence[_Row]
+    texts: Sequence[Text]
+    ids: Ids
+    labels: Ids
+    offsets: Places
+    starts: Places
+    sizes: Places = field(init=False)
+    trained: Places = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = np.diff(self.offsets)
+        total = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
+        self.trained = np.diff(total[self.offsets])
+
+    def of(self, number: int) -> tuple[Ids, Ids]:
+        """Ids and labels of one."""
+        own = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
+        return self.ids[own], self.labels[own]
+
+    def turns(self, number: int) -> tuple[list[int], int]:
+        """Tokens at which a window of one may begin, and how many stretches from the start belong to its head."""
+        text, size = self.texts[number], int(self.sizes[number])
+        starts = self.starts[self.offsets[number] : self.offsets[number + 1]]
+        edges = [0]
+        for place, _ in to_bytes(text.text, [(edge, edge) for edge in text.edges]):
+            at = int(np.searchsorted(starts, place, "left"))
+            if edges[-1] < at < size:
+                edges.append(at)
+        return edges, int(text.head > 0 and len(edges) > 1)
+
+    def shapes(self, numbers: Sequence[int], limit: int) -> fit.Shapes:
+        """What is needed to know the losses of some; turns are looked for where one is over the limit."""
+        labels = [self.of(number)[1] for number in numbers]
+        turns = [self.turns(number) if self.sizes[number] > limit else ([0], 0) for number in numbers]
+        given = fit.Turns(
+            np.array([at for own, _ in turns for at in own], np.int64),
+            _bounds([len(own) for own, _ in turns]),
+            np.array([fixed for _, fixed in turns], np.int64),
+        )
+        return fit.Shapes.of_labels(np.concatenate(labels), _bounds([len(own) for own in labels]), None, given)
+
+
 class _Sequences:
     """One sequence with labels per row."""
 
@@ -45,74 +103,92 @@ class _Sequences:
         self.tail = np.array(tokenizer.suffix, np.int32)
 
     def finish(self, rows: Sequence[_Row]) -> Result:
+        batch, bad = self._labelled(rows)
+        self._count(batch)
+        limit = self.plan.max_length
+        bad |= {n: Finding("DK705", "", "it begins with the token twice") for n in self._two_beginnings(batch)}
+        learns = batch.trained - (batch.labels[np.minimum(batch.offsets[:-1], len(batch.ids) - 1)] != IGNORED)
+        if not bad and bool((learns > 0).all()) and (limit is None or int(batch.sizes.max()) <= limit):
+            return self._whole(batch)
+        return self._one_by_one(batch, bad)
+
+    def _labelled(self, rows: Sequence[_Row]) -> tuple[_Batch, dict[int, Finding]]:
+        """The tokens and labels of all rows, and those rows that cannot be labelled."""
         texts = [row.job.texts["text"] for row in rows]
         plain = [text.text for text in texts]
         ids, offsets = self.formatter.encoder.encode_flat(plain)
         starts, ends = self.formatter.positions.of_batch(plain, ids, offsets)
-        done = label(ids, offsets, starts, ends, [to_bytes(text.text, text.spans) for text in texts])
+        spans = [to_bytes(text.text, text.spans) for text in texts]
+        labels, _, straddling = label(ids, offsets, starts, ends, spans)
+        bad: dict[int, Finding] = {}
         if "steps" in rows[0].job.extra:
-            done = _stepwise(done, offsets, rows)
-        for number in np.flatnonzero(done.straddling).tolist():
-            note = Finding("DK713", "", f"{done.straddling[number]} tokens reach over the border of a span")
+            labels, bad = _stepwise(spans, offsets, ends, rows)
+        for number in np.flatnonzero(straddling).tolist():
+            note = Finding("DK713", "", f"{plural(int(straddling[number]), 'token')} over the border of a span")
             self.state.see(rows[number].place, [note])
-        around = texts[0].special and (len(self.head) or len(self.tail))
-        sizes = np.diff(offsets)
-        limit = self.plan.max_length
-        self._count(rows, done, offsets, starts, texts)
-        usual = not around and (limit is None or not len(sizes) or int(sizes.max()) <= limit)
-        firsts = done.labels[np.minimum(offsets[:-1], max(len(ids) - 1, 0))] != IGNORED
-        if usual and bool((done.trained - firsts > 0).all()) and not self._two_beginnings(ids, offsets).any():
-            return self._whole(rows, ids, done, offsets)
-        return self._one_by_one(rows, texts, ids, done, offsets, starts)
+        batch = _Batch(rows, texts, ids, labels, offsets, starts)
+        return (self._surrounded(batch) if texts[0].special else batch), bad
 
-    def _two_beginnings(self, ids: Ids, offsets: Places) -> Any:
+    def _surrounded(self, batch: _Batch) -> _Batch:
+        """With the tokens that the tokenizer puts around a text; trained where the text is trained to that side."""
+        head, tail, offsets = self.head, self.tail, batch.offsets
+        if not len(head) and not len(tail):
+            return batch
+        rows = len(batch.rows)
+        places = np.hstack((np.repeat(offsets[:-1, None], len(head), 1), np.repeat(offsets[1:, None], len(tail), 1)))
+        ids = np.tile(np.concatenate((head, tail)), rows)
+        plain = ["steps" not in row.job.extra for row in batch.rows]
+        first = [ok and bool(text.spans) and text.spans[0][0] == 0 for ok, text in zip(plain, batch.texts, strict=True)]
+        last = [
+            ok and bool(text.spans) and text.spans[-1][1] == len(text.text)
+            for ok, text in zip(plain, batch.texts, strict=True)
+        ]
+        trained = np.hstack(
+            (np.repeat(np.array(first)[:, None], len(head), 1), np.repeat(np.array(last)[:, None], len(tail), 1))
+        )
+        edge = np.array([0] * len(head) + [np.iinfo(np.int64).max] * len(tail))
+        return _Batch(
+            batch.rows,
+            batch.texts,
+            np.insert(batch.ids, places.ravel(), ids),
+            np.insert(batch.labels, places.ravel(), np.where(trained.ravel(), ids, np.int32(IGNORED))),
+            offsets + np.arange(rows + 1) * (len(head) + len(tail)),
+            np.insert(batch.starts, places.ravel(), np.tile(edge, rows)),
+        )
+
+    def _two_beginnings(self, batch: _Batch) -> list[int]:
         """Rows whose first two tokens are both the beginning of a sequence."""
-        bos = self.formatter.bos_id
-        sizes = np.diff(offsets)
-        if bos is None or not len(ids):
-            return np.zeros(len(sizes), bool)
-        first, second = ids[np.minimum(offsets[:-1], len(ids) - 1)], ids[np.minimum(offsets[:-1] + 1, len(ids) - 1)]
-        return (sizes > 1) & (first == bos) & (second == bos)
+        bos, ids, last = self.formatter.bos_id, batch.ids, len(batch.ids) - 1
+        if bos is None:
+            return []
+        begins = batch.offsets[:-1]
+        twice = (ids[np.minimum(begins, last)] == bos) & (ids[np.minimum(begins + 1, last)] == bos)
+        return np.flatnonzero(twice & (batch.sizes > 1)).tolist()
 
-    def _whole(self, rows: Sequence[_Row], ids: Ids, done: Labelled, offsets: Places) -> Result:
+    def _whole(self, batch: _Batch) -> Result:
+        rows = batch.rows
         columns = {
-            "input_ids": _lists(ids, offsets),
-            "labels": _lists(done.labels, offsets),
-            LENGTH: pa.array(np.diff(offsets).astype(np.int32)),
-            TRAINED: pa.array(done.trained.astype(np.int32)),
+            "input_ids": _lists(batch.ids, batch.offsets),
+            "labels": _lists(batch.labels, batch.offsets),
+            LENGTH: pa.array(batch.sizes.astype(np.int32)),
+            TRAINED: pa.array(batch.trained.astype(np.int32)),
             ID: [row.raw.get(ID) for row in rows],
             SOURCE: [row.place[0] for row in rows],
             ROW: [row.place[1] for row in rows],
         }
-        tally = self.state.tally
         if not self.plan.pack:
-            tally.single += len(rows)
-            tally.rows_out += len(rows)
-            tally.fanout["1"] += len(rows)
+            for row in rows:
+                self.state.keep(row.place, 1)
         return self._packed(columns, len(rows))
 
-    def _one_by_one(
-        self,
-        rows: Sequence[_Row],
-        texts: Sequence[Text],
-        ids: Ids,
-        done: Labelled,
-        offsets: Places,
-        starts: Places,
-    ) -> Result:
-        double = self._two_beginnings(ids, offsets)
+    def _one_by_one(self, batch: _Batch, bad: Mapping[int, Finding]) -> Result:
         made: list[tuple[fit.Fit, _Row]] = []
         used = 0
-        for number, row in enumerate(rows):
-            begin, end = int(offsets[number]), int(offsets[number + 1])
-            own, labels = ids[begin:end], done.labels[begin:end]
-            text = texts[number]
-            if text.special and (len(self.head) or len(self.tail)):
-                own, labels = self._surrounded(own, labels, text)
-            if double[number] or (len(own) > 1 and own[0] == own[1] == self.formatter.bos_id):
-                self.state.reject(row.place, row.raw, [Finding("DK705", "", "it begins with the token twice")])
+        for number, row in enumerate(batch.rows):
+            if number in bad:
+                self.state.reject(row.place, row.raw, [bad[number]])
                 continue
-            pieces = self._fitted(row, own, labels, text, starts[begin:end])
+            pieces = self._fitted(batch, number)
             if pieces is None:
                 continue
             if not self.plan.pack:
@@ -127,21 +203,16 @@ class _Sequences:
             "input_ids": _lists(np.concatenate([empty, *(piece.input_ids for piece, _ in made)]), bounds),
             "labels": _lists(labels, bounds),
             LENGTH: pa.array(np.array(sizes, np.int32)),
-            TRAINED: pa.array(np.array([int((piece.labels != IGNORED).sum()) for piece, _ in made], np.int32)),
+            TRAINED: pa.array(np.array([_trained(piece.labels) for piece, _ in made], np.int32)),
             ID: [row.raw.get(ID) for _, row in made],
             SOURCE: [row.place[0] for _, row in made],
             ROW: [row.place[1] for _, row in made],
         }
         return self._packed(columns, used)
 
-    def _surrounded(self, ids: Ids, labels: Ids, text: Text) -> tuple[Ids, Ids]:
-        """With the tokens that a tokenizer puts around a text; trained where the text is to that side."""
-        everything = text.spans == [(0, len(text.text))]
-        first = self.head if everything else np.full(len(self.head), IGNORED, np.int32)
-        return np.concatenate((self.head, ids, self.tail)), np.concatenate((first, labels, self.tail))
-
-    def _fitted(self, row: _Row, ids: Ids, labels: Ids, text: Text, starts: Places) -> list[fit.Fit] | None:
+    def _fitted(self, batch: _Batch, number: int) -> list[fit.Fit] | None:
         """The row within the limit, or None where it was set aside."""
+        row, ids, labels = batch.rows[number], *batch.of(number)
         limit, policy = self.plan.max_length, self.plan.truncation
         pieces = [fit.Fit(ids, labels)]
         if limit is not None and len(ids) > limit and self.plan.pack not in ("bfd_split", "wrapped"):
@@ -149,15 +220,10 @@ class _Sequences:
                 self.state.reject(row.place, row.raw, [Finding("DK702", "", f"{len(ids)} tokens, over {limit}")])
                 return None
             if policy == "window":
-                windows = fit.window(labels, *_turns(text, starts, len(ids)), limit)
-                pieces = windows.rows(ids, labels)
-                note = f"{len(ids)} tokens became {len(pieces)} windows"
-                if windows.lost:
-                    gone = sum(int((labels[lost.first : lost.last] != IGNORED).sum()) for lost in windows.lost)
-                    note += f"; {len(windows.lost)} turns with {gone} trained tokens are too long for one"
+                pieces, note = _windows(ids, labels, *batch.turns(number), limit)
             else:
                 pieces = [fit.cut(cast(fit.Cut, policy), ids, labels, limit)]
-                gone = int((labels != IGNORED).sum()) - int((pieces[0].labels != IGNORED).sum())
+                gone = _trained(labels) - _trained(pieces[0].labels)
                 note = f"{len(ids)} tokens cut to {limit}; {gone} trained ones are gone"
             self.state.see(row.place, [Finding("DK714", "", note)])
         kept = [piece for piece in pieces if piece.trains]
@@ -174,7 +240,9 @@ class _Sequences:
         assert limit is not None
         table = pa.table({name: columns[name] for name in ("input_ids", "labels")})
         packed = pack.pack(table, limit, cast(pack.Strategy, self.plan.pack)).combine_chunks()
-        arrays = {name: packed[name].chunk(0) if packed.num_rows else [] for name in packed.column_names}
+        arrays: dict[str, Any] = {
+            name: packed[name].chunk(0) if packed.num_rows else [] for name in packed.column_names
+        }
         tally = self.state.tally
         tally.merged += used
         tally.groups += packed.num_rows
@@ -189,52 +257,17 @@ class _Sequences:
             arrays |= {LENGTH: [], TRAINED: []}
         return self.state.result(arrays)
 
-    def _count(
-        self, rows: Sequence[_Row], done: Labelled, offsets: Places, starts: Places, texts: Sequence[Text]
-    ) -> None:
+    def _count(self, batch: _Batch) -> None:
         """Supervised tokens by source, and what each policy would lose where a limit was given."""
-        counts = self.state.tally.counts
-        sizes = np.diff(offsets)
+        counts, limit = self.state.tally.counts, self.plan.max_length
         by_source: dict[str, list[int]] = {}
-        for number, row in enumerate(rows):
+        for number, row in enumerate(batch.rows):
             by_source.setdefault(row.place[0], []).append(number)
         for source, numbers in by_source.items():
-            counts[f"tokens {source}"] += int(sizes[numbers].sum())
-            counts[f"trained {source}"] += int(done.trained[numbers].sum())
-        limit = self.plan.max_length
-        if limit is None or not len(sizes) or int(sizes.max()) <= limit:
-            for source, numbers in by_source.items():
-                counts[f"{LOSSES} rows {source}"] += len(numbers)
-            return
-        for source, numbers in by_source.items():
-            self._losses(source, numbers, done, offsets, starts, texts, limit)
-
-    def _losses(
-        self,
-        source: str,
-        numbers: Sequence[int],
-        done: Labelled,
-        offsets: Places,
-        starts: Places,
-        texts: Sequence[Text],
-        limit: int,
-    ) -> None:
-        parts = [done.labels[offsets[n] : offsets[n + 1]] for n in numbers]
-        bounds = np.concatenate(([0], np.cumsum([len(part) for part in parts])))
-        turns = [
-            _turns(texts[n], starts[offsets[n] : offsets[n + 1]], int(offsets[n + 1] - offsets[n])) for n in numbers
-        ]
-        begins = np.array([at for own, _ in turns for at in own], np.int64)
-        edges = np.concatenate(([0], np.cumsum([len(own) for own, _ in turns]))).astype(np.int64)
-        given = fit.Turns(begins, edges, np.array([fixed for _, fixed in turns], np.int64))
-        shapes = fit.Shapes.of_labels(np.concatenate(parts), bounds, None, given)
-        counts = self.state.tally.counts
-        counts[f"{LOSSES} rows {source}"] += len(numbers)
-        for policy in fit.POLICIES:
-            for lost in fit.loss(policy, shapes, limit).values():
-                for name, value in lost.to_json().items():
-                    if name != "rows":
-                        counts[f"{LOSSES} {policy} {name} {source}"] += value
+            counts[f"tokens {source}"] += int(batch.sizes[numbers].sum())
+            counts[f"trained {source}"] += int(batch.trained[numbers].sum())
+            if limit is not None:
+                _count_losses(counts, source, batch.shapes(numbers, limit), limit, fit.POLICIES)
 
 
 class _Answers:
@@ -245,6 +278,8 @@ class _Answers:
         tokenizer = formatter.encoder.tokenizer
         self.head = np.array(tokenizer.prefix, np.int32)
         self.tail = np.array(tokenizer.suffix, np.int32)
+        self.lengths: dict[str, list[list[int]]] = {}
+        """By source, the tokens of each row's prompt and of its answers."""
 
     def finish(self, rows: Sequence[_Row]) -> Result:
         texts = [text for row in rows for text in row.job.texts.values()]
@@ -260,22 +295,32 @@ class _Answers:
                 continue
             values |= {ID: row.raw.get(ID), SOURCE: row.place[0], ROW: row.place[1], **row.job.extra}
             if "margin" in columns:
-                values["margin"] = _margin(row.raw.get(META))
+                values["margin"] = _margin(row.raw)
             for name, column in columns.items():
                 column.append(values.get(name))
             self.state.keep(row.place, 1)
+        self._count()
         return self.state.result(columns)
+
+    def _count(self) -> None:
+        """What each policy would lose where a limit was given."""
+        limit = self.plan.max_length
+        policies = fit.ANSWER_POLICIES if self.formatter.method.ids != "reward" else ("error", "drop")
+        for source, lengths in self.lengths.items() if limit is not None else ():
+            sizes = np.array(lengths, np.int64)
+            shapes = fit.Shapes.of_answers(sizes[:, 0], sizes[:, 1:])
+            _count_losses(self.state.tally.counts, source, shapes, cast(int, limit), policies)
 
     def _values(self, row: _Row, own: dict[str, Ids]) -> dict[str, Any] | None:
         ids = {name: self._around(row.job, name, value) for name, value in own.items()}
         whole = [value for name, value in ids.items() if name != "prompt"]
-        counts = self.state.tally.counts
-        counts[f"tokens {row.place[0]}"] += sum(map(len, whole))
+        self.state.tally.counts[f"tokens {row.place[0]}"] += sum(map(len, whole))
         bos = self.formatter.bos_id
         if any(len(value) > 1 and value[0] == value[1] == bos for value in whole):
             self.state.reject(row.place, row.raw, [Finding("DK705", "", "it begins with the token twice")])
             return None
         if "prompt" not in ids:
+            self._seen(row, 0, whole)
             longest = max(map(len, whole))
             if not self.state.fits(row.place, row.raw, longest):
                 return None
@@ -287,9 +332,9 @@ class _Answers:
         if not all(map(len, answers)) or (not shared and any(len(a) < 2 for a in answers)):
             self.state.reject(row.place, row.raw, [Finding("DK704", "", "an answer has no token of its own")])
             return None
+        self._seen(row, shared, answers)
         limit = self.plan.max_length
         longest = shared + max(map(len, answers))
-        counts[f"trained {row.place[0]}"] += sum(map(len, answers))
         if limit is not None and longest > limit:
             if self.plan.truncation in ("error", "drop"):
                 self.state.fits(row.place, row.raw, longest)
@@ -311,10 +356,16 @@ class _Answers:
             TRAINED: sum(map(len, answers)),
         }
 
+    def _seen(self, row: _Row, prompt: int, answers: Sequence[Ids]) -> None:
+        sizes = [len(answer) for answer in answers]
+        self.state.tally.counts[f"trained {row.place[0]}"] += sum(sizes)
+        self.lengths.setdefault(row.place[0], []).append([prompt, *sizes])
+
     def _around(self, job: Job, name: str, ids: Ids) -> Ids:
+        """With the tokens that the tokenizer puts around a text; what it puts behind comes after the answer only."""
         if not job.texts[name].special:
             return ids
-        return np.concatenate((self.head, ids, self.tail))
+        return np.concatenate((self.head, ids) if name == "prompt" else (self.head, ids, self.tail))
 
 
 def _lists(values: Ids, offsets: Places) -> Any:
@@ -329,29 +380,64 @@ def _shared(a: Ids, b: Ids) -> int:
     return int(differing[0]) if len(differing) else size
 
 
-def _margin(meta: Any) -> float | None:
-    value = meta.get("margin") if isinstance(meta, dict) else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _margin(raw: Mapping[str, Any]) -> float:
+    """By how much the preferred answer is better; 0 where a row does not say, which changes no loss."""
+    value = raw["margin"]
+    if value is None:
+        value = (raw[META] or {}).get("margin")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
-def _turns(text: Text, starts: Places, size: int) -> tuple[list[int], int]:
-    """Tokens at which a window may begin, and how many stretches from the start belong to its head."""
-    edges = [0]
-    for place, _ in to_bytes(text.text, [(edge, edge) for edge in text.edges]):
-        at = int(np.searchsorted(starts, place, "left"))
-        if edges[-1] < at < size:
-            edges.append(at)
-    fixed = int(text.head > 0 and len(edges) > 1)
-    return edges, fixed
+def _bounds(sizes: Sequence[int]) -> Places:
+    """Where stretches of these sizes begin, one after the other, and where the last ends."""
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
 
 
-def _stepwise(done: Labelled, offsets: Places, rows: Sequence[_Row]) -> Labelled:
-    """The labels of steps, at the token behind each."""
-    labels = np.full(len(done.labels), IGNORED, np.int32)
+def _trained(labels: Ids) -> int:
+    return int((labels != IGNORED).sum())
+
+
+def _windows(ids: Ids, labels: Ids, turns: Sequence[int], fixed: int, limit: int) -> tuple[list[fit.Fit], str]:
+    """A row as windows, and what has to be said about them."""
+    windows = fit.window(labels, turns, fixed, limit)
+    pieces = windows.rows(ids, labels)
+    note = f"{len(ids)} tokens became {plural(len(pieces), 'window')}"
+    if windows.lost:
+        gone = sum(_trained(labels[lost.first : lost.last]) for lost in windows.lost)
+        note += f"; {plural(len(windows.lost), 'turn')} with {gone} trained tokens too long for one"
+    idle = [piece for piece in pieces if not piece.trains]
+    if idle:
+        gone = sum(_trained(piece.labels) for piece in idle)
+        note += f"; {plural(len(idle), 'window')} left out, whose {gone} trained tokens are predicted from nothing"
+    return pieces, note
+
+
+def _count_losses(
+    counts: Counter[str], source: str, shapes: fit.Shapes, limit: int, policies: Sequence[fit.Policy]
+) -> None:
+    """What each policy would lose of some rows of one source."""
+    counts[f"{LOSSES} rows {source}"] += len(shapes.source)
+    for policy in policies:
+        try:
+            lost = fit.loss(policy, shapes, limit)[0].to_json()
+        except UsageError:
+            continue  # the limit has no room for what this policy keeps
+        for name, value in lost.items():
+            if name != "rows":
+                counts[f"{LOSSES} {policy} {name} {source}"] += value
+
+
+def _stepwise(
+    marks: Sequence[Sequence[ByteSpan]], offsets: Places, ends: Places, rows: Sequence[_Row]
+) -> tuple[Ids, dict[int, Finding]]:
+    """The labels of steps, each at the token of the line feed behind it; and rows where two steps share one."""
+    labels = np.full(int(offsets[-1]), IGNORED, np.int32)
+    bad: dict[int, Finding] = {}
     for number, row in enumerate(rows):
-        begin, end = offsets[number], offsets[number + 1]
-        places = np.flatnonzero(done.labels[begin:end] != IGNORED) + begin
-        last = places[np.append(np.diff(places) > 1, True)] if len(places) else places
-        steps = row.job.extra["steps"]
-        labels[last[: len(steps)]] = np.array(steps[: len(last)], np.int32)
-    return Labelled(labels, done.trained, done.straddling)
+        begin, end = int(offsets[number]), int(offsets[number + 1])
+        places = begin + np.searchsorted(ends[begin:end], [mark for mark, _ in marks[number]], "right")
+        if len(set(places.tolist())) < len(places):
+            bad[number] = Finding("DK710", "completions", "two steps end in one token, which can have one label")
+        else:
+            labels[places] = np.array(row.job.extra["steps"], np.int32)
+    return labels, bad

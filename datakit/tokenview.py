@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datakit.report import Report
-from datakit.screen import open_console
+from datakit.screen import near, open_console
 from datakit.screen import report as print_report
 from datakit.terminal import plural, safe
 
@@ -55,7 +55,7 @@ def formatted(found: Report) -> None:
         table = _table("source", "tokens", "trained", "share")
         for source, entry in supervised.items():
             share = f"{100 * entry.get('share', 0):.1f} %"
-            table.add_row(Text(safe(source)), f"{entry['tokens']:,}", f"{entry['trained']:,}", share)
+            table.add_row(Text(safe(near(source))), f"{entry['tokens']:,}", f"{entry['trained']:,}", share)
         out.print(table)
     _losses(out, found.facts.get("losses", {}))
     print_report(replace(found, facts={}))
@@ -72,11 +72,11 @@ def _losses(out: Console, losses: Mapping[str, Mapping[str, Mapping[str, int]]])
         if not over:
             continue
         out.print(
-            Text(f"{safe(source)}: {over:,} of {plural(rows, 'row')} are too long. What each --truncation loses:")
+            Text(
+                f"{safe(near(source))}: {over:,} of {plural(rows, 'row')} {'is' if over == 1 else 'are'} too long. What each --truncation loses:"
+            )
         )
-        table = _table(
-            "--truncation", "rows dropped", "rows cut", "nothing left", "last answer cut", "trained tokens lost"
-        )
+        table = _table("", "rows dropped", "cut", "left empty", "end cut", "trained tokens lost")
         for policy, counts in policies.items():
             if policy in ("rows", "error"):
                 continue
@@ -121,5 +121,5 @@ def _suggestion(out: Console, facts: Mapping[str, Any]) -> None:
 def _table(*names: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for at, name in enumerate(names):
-        table.add_column(name, justify="left" if not at else "right", no_wrap=bool(at))
+        table.add_column(name, justify="left" if not at else "right", no_wrap=bool(at), overflow="fold")
     return table

@@ -14,11 +14,10 @@ import click
 import pytest
 
 import datakit
-from datakit import api
 from datakit.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("convert", "validate", "verify", "stats", "export", "detect")
+VERBS = ("convert", "validate", "verify", "stats", "export", "detect", "format", "lengths", "show")
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 
@@ -44,7 +43,7 @@ def run(*words, **options):
 @pytest.mark.parametrize("verb", VERBS)
 def test_command_and_verb_are_twins(verb):
     command = main.commands[verb]
-    signature = inspect.signature(getattr(api, verb))
+    signature = inspect.signature(getattr(datakit, verb))
     own = {name: p for name, p in signature.parameters.items() if name != "progress"}
     theirs = {p.name: p for p in command.params if p.name != "as_json"}
     assert own.keys() == theirs.keys()

@@ -250,6 +250,7 @@ GROUPS = [
     {"stepwise:strings"},
     {"tokenized:tokens"},
     *({f"tokenized:{form}"} for form in ("sft", "packed", "preference", "kto", "reward")),
+    *({f"tokenized:easydel_{form}"} for form in ("sft", "preference", "kto", "reward")),
 ]
 
 

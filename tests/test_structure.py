@@ -43,7 +43,7 @@ LEVELS = [
     ["reading.sources", "reading.sample", "detection", "encode", "plain", "whole"],
     ["step"],
     ["fit", "pack", "labels", "control", "methods", "tokens.load", "templates.environment", "templates.tracked"],
-    ["sizes", "tokens.encode", "templates.compiler", "templates.output"],
+    ["easydel", "sizes", "tokens.encode", "templates.compiler", "templates.output"],
     ["tokens.positions", "templates.spans"],
     ["templates.skeletons"],
     ["templates.template"],

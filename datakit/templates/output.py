@@ -50,9 +50,9 @@ class Output:
     def unknown(self) -> str | None:
         """Text whose origin is not known, if there is any that says something."""
         for run in self.data:
-            if run.origin is UNKNOWN or run.origin == UNKNOWN:
+            if run.origin == UNKNOWN:
                 text = self.text[run.start : run.end].strip()
-                if text and text not in ("None", "True", "False") and not text.isdigit():
+                if text:
                     return text
         return None
 

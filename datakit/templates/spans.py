@@ -30,12 +30,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-from datakit.templates.environment import REASONING
+from datakit.templates.environment import REASONING, Refused
 from datakit.templates.output import Interval, Output, Run
-from datakit.templates.tracked import TOOLS
+from datakit.templates.tracked import TOOLS, Origin
 
 Render = Callable[[Sequence[Mapping[str, Any]], bool], Output]
-"""Renders messages of one row, tracked, with its tools and arguments; the flag asks for the prompt of an answer."""
+"""Renders messages of one row, tracked, with its tools and arguments; the flag asks for the prompt of an answer.
+It raises `Refused` where the template does, and `Unproven` for text of unknown origin."""
 
 CONTROL: Final = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
 """What looks like a control token, for borders that must not fall inside one."""
@@ -128,8 +129,7 @@ class Prover:
             Unproven: with the reason.
         """
         output = row.output
-        if (text := output.unknown()) is not None:
-            raise Unproven(f"the template prints text whose origin is not known: {text[:60]!r}")
+        _check_origins(row)
         turns = [self._turn(n, row) for n, message in enumerate(row.messages) if message["role"] == "assistant"]
         ends = self._ends(turns, row)
         unended = [turn.number for turn, end in zip(turns, ends, strict=True) if end == turn.end]
@@ -261,7 +261,7 @@ class Prover:
         if number == len(messages) - 1:
             try:
                 asked = row.render([*messages, {"role": "user", "content": "x"}], False)
-            except Unproven:
+            except Refused:
                 return at
             own = asked.of(number)
             if not own:
@@ -276,11 +276,10 @@ class Prover:
 
 def _plain(row: Row, first: Run) -> bool:
     """Whether the first data of a turn is the beginning of its text."""
-    number, field, part = first.origin
+    number, field, _ = first.origin
     if field != "content":
         return False
-    content = row.messages[number]["content"]
-    text = content if isinstance(content, str) else content[part].get("text", "")
+    text = _source(row.messages[number], first.origin) or ""
     return text.lstrip().startswith(row.output.text[first.start : first.end].strip())
 
 
@@ -291,14 +290,14 @@ def _heads(number: int, row: Row) -> list[str]:
         prompt = row.render(row.messages[:number], True) if number else None
         if prompt is not None:
             heads.append(prompt.text[max((run.end for run in prompt.data), default=0) :])
-    except Unproven:
+    except Refused:
         pass
     try:
         answered = row.render([*row.messages[:number], {"role": "assistant", "content": "x"}], False)
         if own := answered.of(number):
             before = max((run.end for run in answered.data if run.end <= own[0].start), default=0)
             heads.append(answered.text[before : own[0].start])
-    except Unproven:
+    except Refused:
         pass
     return [head for head in heads if head.strip()]
 
@@ -410,6 +409,40 @@ def _by_turn(turns: Sequence[_Turn], marks: Sequence[Interval]) -> list[list[Int
         if last is not None and (block.end > block.start or not found[last]):
             found[last].append(block)
     return found
+
+
+def _check_origins(row: Row) -> None:
+    """What was tracked, against the row: all text has an origin, and what the assistant said stands in its message."""
+    text = row.output.text
+    if (unknown := row.output.unknown()) is not None:
+        raise Unproven(f"the template prints text whose origin is not known: {unknown[:60]!r}")
+    for run in row.output.data:
+        number, field, *_ = *run.origin, ""
+        if isinstance(number, int) and field in ("content", "reasoning"):
+            message = row.messages[number]
+            source = _source(message, run.origin) if message["role"] == "assistant" else None
+            if source is not None and not _stands(text[run.start : run.end], source):
+                raise Unproven(f"the template rewrites the text of assistant message {number}")
+
+
+def _source(message: Mapping[str, Any], origin: Origin) -> str | None:
+    """The text of a message that a run comes from; None for an image and the like."""
+    _, field, part = origin
+    if field == "reasoning":
+        return next((message[name] for name in REASONING if isinstance(message.get(name), str)), None)
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    text = content[part].get("text") if isinstance(content, list) and isinstance(content[part], Mapping) else None
+    return text if isinstance(text, str) else None
+
+
+def _stands(text: str, source: str) -> bool:
+    """Whether a text is a part of its source, or what is left of it where a template cuts something out of the middle."""
+    if text in source:
+        return True
+    text, left = text.casefold(), iter(source.casefold())
+    return all(character in left for character in text)
 
 
 def _check(spans: Sequence[Span], output: Output) -> None:

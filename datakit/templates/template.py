@@ -101,13 +101,16 @@ class Template:
             raise Unproven("the tracked render differs from the plain one")
 
         def again(other: Messages, prompt: bool) -> Output:
-            try:
-                return self.tracked(other, tools, kwargs, prompt)
-            except Refused as refused:
-                raise Unproven(f"a part of the conversation cannot be rendered: {refused}") from None
+            part = self.tracked(other, tools, kwargs, prompt)
+            if part.unknown() is not None:
+                raise Unproven("the template prints text of unknown origin for a part of the conversation")
+            return part
 
         row = Row(messages, output, again, tools, kwargs)
-        proof = self.prover.prove(row, self._marks(output, messages, tools, kwargs))
+        try:
+            proof = self.prover.prove(row, self._marks(output, messages, tools, kwargs))
+        except Refused as refused:
+            raise Unproven(f"a part of the conversation cannot be rendered: {refused}") from None
         self.skeletons.learn(messages, output, proof, tools, kwargs)
         return text, proof
 

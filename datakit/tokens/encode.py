@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -85,6 +86,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.verdict = verdict
         self.exactly = 0
+        self._loading: Future[Any] | None = None
         _limit_threads(threads)
 
     @property
@@ -98,11 +100,9 @@ class Encoder:
         return self.verdict["why"] if self.verdict else "the engines were not compared yet"
 
     def preload(self) -> None:
-        """Load the fast engine now, if it loads at all; whether it is used is up to the verdict."""
-        try:
-            _ = self._fast
-        except BaseException as problem:
-            _reraise_foreign(problem)
+        """Begin to load the fast engine beside other work, which takes most of a second and no lock of Python."""
+        if self._loading is None:
+            self._loading = ThreadPoolExecutor(1).submit(self._load_fast)
 
     def encode(self, texts: Sequence[str], special: bool = False) -> list[Ids]:
         """The ids of every text.
@@ -239,6 +239,9 @@ class Encoder:
     @cached_property
     def _fast(self) -> Any:
         """The fastokens engine. It has no type hints that a checker can see."""
+        return self._loading.result() if self._loading else self._load_fast()
+
+    def _load_fast(self) -> Any:
         engine = import_module("fastokens").Tokenizer.from_json_str(self.tokenizer.definition())
         engine.no_truncation()
         engine.no_padding()
