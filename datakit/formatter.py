@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 MARGIN: Final = "margin"
 """The column of a reward trainer that says by how much the preferred answer is better."""
+
+SECONDS: Final = 20.0
+"""Time that a look at sampled rows may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,27 @@ class FormatStep:
     columns: str = "trl"
     name: str = "format"
 
+    def __post_init__(self) -> None:
+        """Refuse what the method cannot do with these rows.
+
+        Raises:
+            UsageError: an option would have no effect, or no prompt can be told from its answers.
+        """
+        name, method = f"--for {self.method}", METHODS[self.method]
+        if self.render_only and not method.texts:
+            raise UsageError(f"--render-only and {name}", "Its labels stand at tokens: leave out --render-only.")
+        if self.leave_out and method.name != "sft":
+            raise UsageError(f"--leave-out and {name}", "Its answers are trained whole; set rows aside before.")
+        if self.train_on != "all" and method.name != "sft":
+            raise UsageError(f"--train-on {self.train_on} and {name}", "Its answers are trained whole: leave it out.")
+        if self.train_on in ("last", "tagged") and not self.conversational:
+            raise UsageError(f"--train-on {self.train_on}: the rows are texts without turns", "Leave it out.")
+        if (self.form, self.conversational) == ("implicit", False) and method.ids == "preference":
+            raise UsageError(
+                f"{name} needs prompts, and two whole texts do not say where theirs ends",
+                "Convert them with a prompt column, or as messages; --for reward takes whole texts.",
+            )
+
     @property
     def source(self) -> Layout:
         """The layout of the rows that come in."""
@@ -95,10 +120,6 @@ class FormatStep:
         """The layout of the rows that go out."""
         method = METHODS[self.method]
         if self.render_only:
-            if method.texts not in _TEXTS:
-                raise UsageError(
-                    f"--render-only and --for {self.method}", "Steps are labelled at tokens: leave it out."
-                )
             return _TEXTS[method.texts]
         if not method.ids:
             return self.source
@@ -219,6 +240,15 @@ class Formatter:
         from datakit.sequences import finish
 
         return finish(self, rows, state)
+
+    def sample(self, files: Sequence[str], count: int) -> Iterator[_Row]:
+        """The first rows of shards, and rows from their middle."""
+        state = _Block(self.plan, "")
+        for file in files:
+            rows = layout_of(file)
+            for part in sorted({0, len(rows) // 2}) if rows else ():
+                for batch in read_batches((file, part, 0, min(rows[part][0], count))):
+                    yield from self._jobs(batch, state)
 
     def _jobs(self, batch: pa.RecordBatch, state: _Block) -> Iterator[_Row]:
         suspicious = self.control is not None and self._suspicious(batch)
@@ -435,16 +465,11 @@ def probe(path: str, step: Mapping[str, Any], files: Sequence[str], count: int) 
         changing = never_the_same(plan.template) if plan.template else []
     except Refused as refused:
         return {"refused": str(refused), "changing": [], "verdict": None}
+    until = monotonic() + SECONDS
     texts: list[str] = []
-    state = _Block(plan, path)
-    for file in files:
-        rows = layout_of(file)
-        for part in {0, len(rows) // 2} if rows else ():
-            for batch in read_batches((file, part, 0, min(rows[part][0], count - len(texts)))):
-                texts += [text.text for row in formatter._jobs(batch, state) for text in row.job.texts.values()]
-            if len(texts) >= count:
-                break
-        if len(texts) >= count:
+    for row in formatter.sample(files, count):
+        texts += [text.text for text in row.job.texts.values()]
+        if len(texts) >= count or monotonic() > until:
             break
     _at_hand = formatter
     return {"refused": "", "changing": changing, "verdict": formatter.encoder.compare(texts[:count])}

@@ -11,14 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from datakit.errors import UsageError
 from datakit.findings import BadRow, Finding
 from datakit.formats.declare import Record
 from datakit.formats.reshape import reshape
 from datakit.messages import Message
 from datakit.schema import Layout, layout
-from datakit.templates.environment import Refused
+from datakit.templates.environment import Refused, Slow
 from datakit.templates.spans import Proof, Unproven
 from datakit.templates.template import Template
+
+PATIENCE: Final = 5
+"""Rows on which a template may be too slow before it is given up."""
 
 Spans = list[tuple[int, int]]
 
@@ -86,6 +90,7 @@ class Jobs:
         self.template, self.tool_template = template, tool_template
         self.leave_out = [re.compile(pattern, re.DOTALL) for pattern in leave_out]
         self.windows = windows
+        self.slow = 0
         self.explicit: Layout | None = None
         if source.kind == "preference" and source.form == "implicit" and source.conversational:
             self.explicit = layout("preference", "messages", True)
@@ -111,6 +116,8 @@ class Jobs:
             sides = [name for name in ("completion", "chosen", "rejected") if name in record]
             made = self._answers(record, sides) if _is_chat(record[sides[0]]) else self._strings(record, sides)
         except Refused as refused:
+            if isinstance(refused, Slow):
+                self._count_slow()
             raise BadRow("DK701", "", str(refused)) from None
         except Unproven as unproven:
             raise BadRow("DK710", "", str(unproven)) from None
@@ -121,6 +128,15 @@ class Jobs:
         if "label" in record:
             made.extra["label"] = record["label"]
         return made
+
+    def _count_slow(self) -> None:
+        """Give up on a template that is slow again and again; every such row costs seconds."""
+        self.slow += 1
+        if self.slow >= PATIENCE:
+            raise UsageError(
+                f"the chat template took too long on {self.slow} rows, and was stopped",
+                "It may be meant to; look at its loops, or take another --chat-template.",
+            )
 
     # ------------------------------------------------------------ plain texts
 

@@ -17,7 +17,7 @@ def limit_memory(extra: int) -> None:
 
     On Linux the address space is limited (`RLIMIT_AS`), to what is mapped now and the extra; elsewhere the data segment
     (`RLIMIT_DATA`), as far as the system heeds it: macOS heeds neither, so there only the deadline of a render is left.
-    A limit that is lower already stays. Calling it again moves the limit.
+    A hard limit that is lower stays. Calling it again moves the limit.
 
     Args:
         extra: bytes.

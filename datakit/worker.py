@@ -22,6 +22,7 @@ import orjson
 import pyarrow as pa
 
 from datakit.errors import DatakitError, UnreadableInput
+from datakit.limit import limit_memory
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import columns_of, has_structs, layout_of, peek
 from datakit.step import Result, StepPlan
@@ -31,22 +32,28 @@ if TYPE_CHECKING:
     from datakit.formatter import FormatStep
 
 
-def _probe(*value: Any) -> Any:
-    from datakit.formatter import probe
-
-    return probe(*value)
+ROOM: Final = 3 << 30
+"""Bytes by which a process that runs templates may grow: tokenizer, rows of a block, and what a template asks for."""
 
 
-def _warm(*value: Any) -> Any:
-    from datakit.formatter import warm
+def _confine() -> None:
+    """Limits for a process that runs templates. It may die of one; the pool finds the row that did it."""
+    from datakit.templates.environment import deadline
 
-    return warm(*value)
+    limit_memory(ROOM)
+    deadline.lethal = True
 
 
-def _pieces(*value: Any) -> Any:
-    from datakit.formatter import pieces
+def _of_formatter(name: str) -> Callable[..., Any]:
+    """A question that the formatter answers, which is imported for it, under a limit."""
 
-    return pieces(*value)
+    def ask(*value: Any) -> Any:
+        from datakit import formatter
+
+        _confine()
+        return getattr(formatter, name)(*value)
+
+    return ask
 
 
 QUESTIONS: Final[Mapping[str, Callable[..., Any]]] = {
@@ -54,9 +61,9 @@ QUESTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "columns": columns_of,
     "structs": has_structs,
     "peek": peek,
-    "probe": _probe,
-    "warm": _warm,
-    "pieces": _pieces,
+    "probe": _of_formatter("probe"),
+    "warm": _of_formatter("warm"),
+    "pieces": _of_formatter("pieces"),
 }
 """What a worker is asked about files, templates and tokenizers, which only workers open."""
 
@@ -136,6 +143,7 @@ def _plan(value: Mapping[str, Any]) -> StepPlan | FormatStep:
         return StepPlan.from_json(value)
     from datakit.formatter import FormatStep
 
+    _confine()
     return FormatStep.from_json(value)
 
 

@@ -28,6 +28,10 @@ PATIENCE: Final = 300.0
 """Seconds that a question may take."""
 
 
+STOPPED: Final = 5
+"""Rows on which workers may have to be killed before a template is given up."""
+
+
 class Step(Protocol):
     """What a pool runs: the plan of a step; see `StepPlan` and `FormatStep`."""
 
@@ -104,11 +108,11 @@ class _Worker:
             raise _Died(self.process.wait()) from None
 
     def close(self) -> None:
+        self.process.kill()  # first: a thread that waits for an answer holds the stream
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError, ValueError):
                     stream.close()
-        self.process.kill()
         self.process.wait()
 
 
@@ -127,6 +131,7 @@ class Pool:
         self._all: list[_Worker] = []
         self._lock = threading.Lock()
         self._closed = False
+        self.stopped = 0
         for _ in range(self.count):
             self._start(None)
 
@@ -176,10 +181,19 @@ class Pool:
         with ThreadPoolExecutor(self.count) as threads:
             answer = threads.submit(self.ask, request, *value)
             rest = [threads.submit(self.ask, others, *value[:2]) for _ in range(self.count - 1)]
-            found = answer.result()
-            for other in rest:
-                other.result()
+            try:
+                found = answer.result()
+                for other in rest:
+                    other.result()
+            except BaseException as error:
+                self._abandon(error)
+                raise
         return found
+
+    def _abandon(self, error: BaseException) -> None:
+        """Let threads end whose workers are busy: after a signal nobody waits for an answer."""
+        if not isinstance(error, errors.DatakitError):
+            self.close()
 
     def _replace(self, worker: _Worker, plan: Step | None) -> None:
         worker.close()
@@ -239,6 +253,12 @@ class Pool:
         """Rows of our own shards, until the one that its template makes endless or too large stands alone."""
         path, part, start, stop = rows
         if stop - start <= 1:
+            self.stopped += 1
+            if self.stopped >= STOPPED:
+                raise errors.UsageError(
+                    f"the chat template had to be stopped on {self.stopped} rows",
+                    "It may be meant to take for ever; look at it, or take another --chat-template.",
+                )
             return [_stopped(block, plan)]
         middle = (start + stop) // 2
         halves = [(start, middle), (middle, stop)]
@@ -263,9 +283,10 @@ class Pool:
                 while waiting:
                     done, future = waiting.popleft()
                     yield done, future.result()
-            except BaseException:
+            except BaseException as error:
                 for _, future in waiting:
                     future.cancel()
+                self._abandon(error)
                 raise
 
 

@@ -6,7 +6,7 @@ is made of; the others are legal and rare: an assistant that opens, or speaks tw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -60,7 +60,7 @@ TOOLS: Final = [
 ]
 OSLO, ROME = _call(city="Oslo"), _call("call00002", city="Rome")
 
-ORDINARY: Final[Mapping[str, Conversation]] = {
+ORDINARY: Final[dict[str, Conversation]] = {
     "one turn": Conversation([_user("What is up?"), _assistant("Nothing much.")]),
     "system": Conversation([_system("Be brief."), _user("What is up?"), _assistant("Nothing much.")]),
     "three turns": Conversation([m for n in "123" for m in (_user(f"ask {n}"), _assistant(f"say {n}"))]),
@@ -120,7 +120,7 @@ ORDINARY: Final[Mapping[str, Conversation]] = {
     "thinking off": Conversation([_user("one?"), _assistant("1"), _user("two?"), _assistant("2")], None, {"enable_thinking": False}),
 }  # fmt: skip
 
-RARE: Final[Mapping[str, Conversation]] = {
+RARE: Final[dict[str, Conversation]] = {
     "the assistant opens": Conversation([_assistant("Hello"), _user("one?"), _assistant("1")]),
     "the assistant twice": Conversation([_user("one?"), _assistant("1"), _assistant("one")]),
     "an empty turn": Conversation([_user("one?"), _assistant(""), _user("two?"), _assistant("2")]),
@@ -132,7 +132,7 @@ RARE: Final[Mapping[str, Conversation]] = {
     "only the user": Conversation([_user("one?")]),
 }
 
-SUITE: Final[Mapping[str, Conversation]] = {**ORDINARY, **RARE}
+SUITE: Final[dict[str, Conversation]] = {**ORDINARY, **RARE}
 
 
 def installed() -> dict[str, Path]:
@@ -159,6 +159,30 @@ def templates(corpora: Path = CORPORA) -> Iterator[tuple[str, str]]:
 def twins() -> dict[str, str]:
     """Templates of TRL with a training variant -> its text, which has generation marks."""
     found = installed()
-    return {
-        name: found[f"{name}_training"].read_text("utf-8") for name in found if f"{name}_training" in found
-    }
+    return {name: found[f"{name}_training"].read_text("utf-8") for name in found if f"{name}_training" in found}
+
+
+def marks(source: str, conversation: Conversation) -> tuple[str, list[tuple[int, int]]] | None:
+    """The text and the generation blocks of a template, as transformers finds them; None where either is missing."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [{key: value for key, value in m.items() if value is not None} for m in conversation.messages]
+    if "endgeneration" not in source:
+        return None
+    try:
+        texts, blocks = render_jinja_template(
+            [messages],
+            tools=conversation.tools,
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **SPECIAL,
+            **(conversation.kwargs or {}),
+        )
+    except Exception:
+        return None
+    return (texts[0], blocks[0]) if blocks[0] else None
+
+
+def characters(spans: Iterable[tuple[int, ...]]) -> set[int]:
+    """The places of all characters in spans, which end on their start and end."""
+    return {at for *_, start, end in spans for at in range(start, end)}

@@ -15,19 +15,22 @@ from tests.conversations import ORDINARY
 
 pytest.importorskip("trl")
 pytest.importorskip("transformers")
-import trl.chat_template_utils as templates  # noqa: E402
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+import trl.chat_template_utils as templates
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LLAMA = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+WORDS = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How texts are split into words, as far as it matters: line feeds stay together, as with Qwen and Llama."""
+
 LOOSE = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 """Added tokens of Qwen that are not special."""
 
 
-def chatml(folder: Path, template: str | None = templates.qwen2_5_chat_template) -> Path:
+def chatml(folder: Path, template: str | None = templates.qwen2_5_chat_template, words: str | None = None) -> Path:
     """A tokenizer as Qwen's: control tokens around turns, nothing around a text."""
-    made = _trained(CHATML)
+    made = _trained(CHATML, words)
     made.add_tokens([AddedToken(token, normalized=False) for token in LOOSE])
     return _saved(made, folder, template, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
@@ -40,14 +43,19 @@ def llama(folder: Path, template: str | None = templates.llama3_chat_template) -
     return _saved(made, folder, template, bos_token=bos, eos_token="<|eot_id|>", pad_token="<|end_of_text|>")
 
 
-def _trained(special: list[str]) -> Tokenizer:
+def _trained(special: list[str], words: str | None = None) -> Tokenizer:
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words or WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     made.decoder = decoders.ByteLevel()
     texts = [json.dumps(conversation, ensure_ascii=False) for conversation in ORDINARY.values()]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
-        [*texts, "the question and the answer\n\n and some more of it"] * 4,
+        [*texts, "the question and the answer\n\n\n\nand some more\n\nof it"] * 4,
         trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     return made

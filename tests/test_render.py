@@ -63,7 +63,7 @@ def theirs(source, conversation, prompt=False):
 
 def ours(source, conversation, prompt=False):
     try:
-        return template(source).render(*conversation, prompt)
+        return template(source).render(conversation.messages, conversation.tools, conversation.kwargs, prompt)
     except Refused:
         return None
 

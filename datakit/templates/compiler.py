@@ -1,21 +1,22 @@
 """The instrumented compilation of a chat template: it prints what the plain one prints, as tracked strings.
 
-The same source, sandbox and options. Text and string constants of the template become tracked constants of the compiled
-module; what is printed or joined goes through `tracked`. Every loop that prints gets marks around its body, which travel
-with the text through macros, blocks and filters to where it really lands; so a message's own stretch of the output is
-known. Generation blocks are marked in the same way.
+The same source, sandbox and options. Text and string constants of the template become tracked constants of the
+compiled module; what is printed or joined goes through `tracked`. Every loop that prints gets marks around its body,
+which travel with the text through macros, blocks and filters to where it really lands; so a message's own stretch of
+the output is known. Generation blocks are marked in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import jinja2
 from jinja2 import filters, nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.environment import Template as Compiled
 from jinja2.runtime import Macro
+from jinja2.utils import pass_eval_context
 from jinja2.visitor import NodeTransformer
 
 from datakit.templates.environment import Environment, Generation
@@ -49,13 +50,13 @@ class _Generator(CodeGenerator):
     def _output_const_repr(self, group: Any) -> str:
         return self.environment.constant("".join(map(str, group)))
 
-    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: N802
         self.write(self.environment.constant(node.data))
 
-    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802
         self.write(self.environment.constants_in(node.value))
 
-    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
         if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):  # only a key, never printed
             self.write("environment.getitem(")
             self.visit(node.node, frame)
@@ -63,7 +64,7 @@ class _Generator(CodeGenerator):
         else:
             super().visit_Getitem(node, frame)
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
         self.write("_concat((")
         for part in node.nodes:
             self.visit(part, frame)
@@ -81,16 +82,16 @@ class TrackedEnvironment(Environment):
     """The environment whose templates print tracked strings."""
 
     code_generator_class = _Generator
-    concat = staticmethod(concat)  # type: ignore[assignment]
+    concat = staticmethod(concat)
 
     def __init__(self, now: datetime | None = None) -> None:
         super().__init__(now, _Marked)
         self.constants: dict[str, Tracked] = {}
         self.names: dict[str, str] = {}
-        stamp: Callable[[str], str] = self.globals["strftime_now"]
-        self.globals["strftime_now"] = lambda format: tracked(stamp(format), VALUE)
+        self.globals["strftime_now"] = lambda layout: tracked(self.strftime(layout), VALUE)
         self.globals["_mark"] = _mark
-        self.filters |= {"tojson": tojson, "join": _do_join, "indent": _do_indent, "string": printed, "safe": printed}
+        self.filters |= {"tojson": tojson, "string": printed, "safe": printed}
+        self.filters |= {"join": _do_join, "indent": _do_indent, "title": _do_title}
 
     def constant(self, text: str) -> str:
         """The name of a text of the template in the compiled module."""
@@ -109,7 +110,7 @@ class TrackedEnvironment(Environment):
             return "{" + "".join(f"{self.constants_in(k)}: {self.constants_in(v)}, " for k, v in value.items()) + "}"
         return repr(value)
 
-    def from_string(self, source: Any, globals: Any = None, template_class: Any = None) -> jinja2.Template:
+    def from_string(self, source: Any, globals: Any = None, template_class: Any = None) -> Compiled:
         """Compile with marks around loops that print, and with tracked constants."""
         tree = self._parse(source, None, None)
         tree = _Marks().visit(tree)
@@ -117,7 +118,7 @@ class TrackedEnvironment(Environment):
         namespace: dict[str, Any] = {"environment": self, "__file__": "<template>"}
         exec(code, namespace)  # noqa: S102 - what Template.from_code does; the source went through the sandbox's compiler
         namespace |= {"_printed": printed, "_concat": concat, **self.constants}
-        return jinja2.Template._from_namespace(self, namespace, self.make_globals(globals))
+        return self.template_class._from_namespace(self, namespace, self.make_globals(globals))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """As the sandbox does it, without its detour for the plain case."""
@@ -141,7 +142,7 @@ class _Marks(NodeTransformer):
     def __init__(self) -> None:
         self.loops = 0
 
-    def visit_For(self, loop: nodes.For) -> nodes.Node | list[nodes.Node]:
+    def visit_For(self, loop: nodes.For) -> nodes.Node | list[nodes.Node]:  # noqa: N802
         self.generic_visit(loop)
         if not isinstance(loop.target, nodes.Name) or not any(
             True for _ in loop.find_all((nodes.Output, nodes.CallBlock))
@@ -159,11 +160,11 @@ def _call_mark(loop: nodes.For, kind: str, number: int, name: str | None) -> nod
     output = nodes.Output([call])
     for node in (output, *output.find_all(nodes.Node)):
         node.set_lineno(loop.lineno)
-        node.set_environment(loop.environment)
+        node.environment = loop.environment
     return output
 
 
-@jinja2.pass_eval_context
+@pass_eval_context
 def _do_join(context: nodes.EvalContext, value: Any, d: str = "", attribute: Any = None) -> Tracked:
     parts = list(value)
     if attribute is not None:
@@ -187,6 +188,11 @@ def _do_indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = 
         for line in lines:
             done = concat([done, newline, *([gap, line] if line else [line])])
     return gap + done if first else done
+
+
+def _do_title(s: Any) -> Tracked:
+    text = printed(s)
+    return text._same_length(filters.do_title(str.__str__(text)))
 
 
 def as_tracked(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """The one place where chat templates are compiled and rendered, byte for byte as `transformers` renders them.
 
-A chat template is a program from a stranger. It runs in Jinja's immutable sandbox, whose escapes are known and closed in
-the version that is required, but a sandbox limits neither time nor memory: constants are folded when a template is
+A chat template is a program from a stranger. It runs in Jinja's immutable sandbox, whose escapes are known and closed
+in the version that is required, but a sandbox limits neither time nor memory: constants are folded when a template is
 compiled, and one multiplication can take all memory before a timer fires. So this module is used in worker processes
-only, which have a memory limit and a deadline (see `worker`), and `Deadline` stops what runs too long between two
-operations without losing the worker.
+only, which have a memory limit (see `limit`). Inside it `deadline` stops what runs too long between two operations, and
+`call_binop` what would be too large, without losing the worker; a single operation that does not come back ends it.
 
 Source of what must be equal: `transformers/utils/chat_template_utils.py` and `apply_chat_template` (5.x).
 """
@@ -12,28 +12,37 @@ Source of what must be equal: `transformers/utils/chat_template_utils.py` and `a
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
+from jinja2.environment import Template as Compiled
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
+    from jinja2.runtime import Context
 
 MAX_TEXT: Final = 8 << 20
 """Characters of one rendered row."""
 
 SECONDS: Final = 2.0
 """Time that one render may take."""
+
+GRACE: Final = 0.5
+"""Time of the processor that a single operation may take beyond it."""
+
+MAX_REPEATED: Final = 1 << 20
+"""Items that one multiplication may make, and bits of a power."""
 
 NEVER_THE_SAME: Final = ("strftime_now", "random", "lipsum", "shuffle")
 """Names in a template that make its output depend on the day or on chance."""
@@ -43,6 +52,10 @@ Variables = Mapping[str, Any]
 
 class Refused(Exception):
     """A template does not compile, or refuses a row; the text says why."""
+
+
+class Slow(Refused):
+    """A render was stopped because it took too long."""
 
 
 class TooLong(BaseException):
@@ -80,7 +93,7 @@ def _checked(name: object) -> None:
 class Generation(jinja2.ext.Extension):
     """`{% generation %} ... {% endgeneration %}`: text that the assistant writes. Here it only prints its body."""
 
-    tags = {"generation"}  # noqa: RUF012 - Jinja reads it so
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -105,21 +118,30 @@ def _tojson(
 class Environment(ImmutableSandboxedEnvironment):
     """Jinja as chat templates know it.
 
+    The operators that make much out of little are checked, and are therefore never folded when a template is compiled.
+
     Args:
         now: what `strftime_now` says; None for the time of the call.
         generation: the extension that stands for the generation tag.
     """
 
+    intercepted_binops = frozenset({"*", "**", "%"})
+
     def __init__(self, now: datetime | None = None, generation: type[Generation] = Generation) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[generation, jinja2.ext.loopcontrols])
         self.filters["tojson"] = _tojson
         self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = lambda format: (now or datetime.now()).strftime(format)  # noqa: DTZ005
+        self.now = now
+        self.globals["strftime_now"] = self.strftime
         self.globals["dict"] = _Dict()
         self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]  # random text, and a way to make much of it
 
-    def compile_template(self, source: str) -> jinja2.Template:
+    def strftime(self, format: str) -> str:
+        """The pinned time, or the time of the call, as the template wants it written."""
+        return (self.now or datetime.now()).strftime(format)
+
+    def compile_template(self, source: str) -> Compiled:
         """A template, or the reason why it is none.
 
         Raises:
@@ -135,7 +157,7 @@ class Environment(ImmutableSandboxedEnvironment):
         except (MemoryError, RecursionError, OverflowError, SyntaxError, ValueError) as error:
             raise Refused(f"it does not compile: {type(error).__name__}") from None
 
-    def render_template(self, template: jinja2.Template, variables: Variables) -> Any:
+    def render_template(self, template: Compiled, variables: Variables) -> Any:
         """The text of one row.
 
         Raises:
@@ -145,7 +167,7 @@ class Environment(ImmutableSandboxedEnvironment):
             with deadline():
                 text = self.concat(template.root_render_func(template.new_context(dict(variables))))
         except TooLong:
-            raise Refused(f"it takes more than {SECONDS:g} s") from None
+            raise Slow(f"it takes more than {SECONDS:g} s") from None
         except (MemoryError, RecursionError) as error:
             raise Refused(f"it takes too much memory ({type(error).__name__})") from None
         except Exception as error:
@@ -154,6 +176,12 @@ class Environment(ImmutableSandboxedEnvironment):
         if len(text) > MAX_TEXT:
             raise Refused(f"it prints more than {MAX_TEXT} characters")
         return text
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """The operation, if what it makes is of a reasonable size."""
+        if _makes_too_much(operator, left, right):
+            raise jinja2.exceptions.SecurityError(f"the operator {operator} would make too much")
+        return super().call_binop(context, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """As the sandbox does it, without its detour for keys of objects from the row."""
@@ -166,12 +194,30 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
 _OF_DICT: Final = frozenset(dir(dict))
+_WIDE: Final = re.compile(r"%[^%a-zA-Z]*(\*|\d{5})")
+"""A width or precision of five digits, or one that is given apart."""
+
+
+def _makes_too_much(operator: str, left: Any, right: Any) -> bool:
+    if operator == "%":
+        return isinstance(left, str) and _WIDE.search(left) is not None
+    if operator == "**":
+        return isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MAX_REPEATED
+    if isinstance(left, int):
+        left, right = right, left
+    return isinstance(left, Sequence) and isinstance(right, int) and len(left) * right > MAX_REPEATED
 
 
 class deadline:  # noqa: N801 - used as `with deadline():`
-    """Raise `TooLong` where the block takes longer than it may. Without effect outside the main thread."""
+    """Raise `TooLong` where the block takes longer than it may. Without effect outside the main thread.
+
+    Attributes:
+        lethal: whether to end the process where `TooLong` cannot be raised, because one operation of C takes all the
+            time. Workers set it: whoever runs them finds the row.
+    """
 
     __slots__ = ("seconds",)
+    lethal: ClassVar[bool] = False
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.seconds = seconds
@@ -179,9 +225,13 @@ class deadline:  # noqa: N801 - used as `with deadline():`
     def __enter__(self) -> None:
         if _armed():
             signal.setitimer(signal.ITIMER_REAL, self.seconds)
+            if deadline.lethal:
+                signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds + GRACE)  # its signal ends the process
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if deadline.lethal:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -192,7 +194,7 @@ class Prover:
         """The first character to train."""
         if turn.plain:
             return turn.start
-        before = max((run.end for run in row.output.data if run.end <= turn.start), default=0)
+        before = _data_before(row.output, turn.start)
         stretch = row.output.text[before : turn.start]
         asked = row.messages[turn.number - 1] if turn.number else {}
         key = (stretch, asked.get("role"), *asked, bool(row.tools), str(row.kwargs))
@@ -202,7 +204,7 @@ class Prover:
 
     def _opening(self, stretch: str, number: int, row: Row) -> int:
         """How much of the fixed text before a reasoning or a call is not part of it: the prompt, an empty thought."""
-        heads = _heads(number, row)
+        heads = [head for head in _heads(number, row) if head.strip()]
         fits = [len(head) for head in heads if stretch.startswith(head)]
         if fits:
             return max(fits)
@@ -286,20 +288,22 @@ def _plain(row: Row, first: Run) -> bool:
 def _heads(number: int, row: Row) -> list[str]:
     """Fixed text before an answer: what the template prompts for one with, and what it prints before a plain one."""
     heads = []
-    try:
-        prompt = row.render(row.messages[:number], True) if number else None
-        if prompt is not None:
-            heads.append(prompt.text[max((run.end for run in prompt.data), default=0) :])
-    except Refused:
-        pass
-    try:
+    if number:
+        with suppress(Refused):
+            prompt = row.render(row.messages[:number], True)
+            heads.append(prompt.text[_data_before(prompt, len(prompt.text)) :])
+    with suppress(Refused):
         answered = row.render([*row.messages[:number], {"role": "assistant", "content": "x"}], False)
-        if own := answered.of(number):
-            before = max((run.end for run in answered.data if run.end <= own[0].start), default=0)
-            heads.append(answered.text[before : own[0].start])
-    except Refused:
-        pass
-    return [head for head in heads if head.strip()]
+        own = answered.of(number)
+        if not own:
+            raise Unproven(f"the template prints no text in the place of assistant message {number}")
+        heads.append(answered.text[_data_before(answered, own[0].start) : own[0].start])
+    return heads
+
+
+def _data_before(output: Output, at: int) -> int:
+    """Where the last data before a place ends."""
+    return max((run.end for run in output.data if run.end <= at), default=0)
 
 
 def _own_end(turn: _Turn, row: Row) -> int | None:
@@ -333,10 +337,7 @@ def _interval(number: int, own: Sequence[Run], output: Output) -> Interval | Non
 def _foreign(output: Output, number: int, own: Sequence[Run], interval: Interval) -> bool:
     """Whether data of another origin stands in the stretch behind the first of the message's own."""
     begin = own[0].start if own else min(output.empty[number], default=interval.start)
-    for run in output.data:
-        if run.origin[0] != number and begin <= run.start and run.end <= interval.end:
-            return True
-    return False
+    return any(run.origin[0] != number and begin <= run.start and run.end <= interval.end for run in output.data)
 
 
 def _last_foreign(output: Output, number: int) -> int:
@@ -401,11 +402,11 @@ def _from_marks(
 def _by_turn(turns: Sequence[_Turn], marks: Sequence[Interval]) -> list[list[Interval]]:
     """The blocks of each turn: those with its data, and those without any that follow on them."""
     found: list[list[Interval]] = [[] for _ in turns]
-    last = None
+    last: int | None = None
     for block in sorted(marks):
         own = [n for n, turn in enumerate(turns) if block.start <= turn.end and turn.start <= block.end]
         inside = [n for n in own if block.start <= turns[n].start and turns[n].end <= block.end]
-        last = (inside or own or [last])[0]
+        last = next(iter(inside or own), last)
         if last is not None and (block.end > block.start or not found[last]):
             found[last].append(block)
     return found
@@ -438,7 +439,7 @@ def _source(message: Mapping[str, Any], origin: Origin) -> str | None:
 
 
 def _stands(text: str, source: str) -> bool:
-    """Whether a text is a part of its source, or what is left of it where a template cuts something out of the middle."""
+    """Whether a text is a part of its source, or is left of it where a template cuts something out of the middle."""
     if text in source:
         return True
     text, left = text.casefold(), iter(source.casefold())
@@ -466,30 +467,41 @@ def _check(spans: Sequence[Span], output: Output) -> None:
 def lost(row: Row, spans: Sequence[Span]) -> list[tuple[int, str]]:
     """Parts of a row that do not appear in the text: (message, field), and (-1, "tools")."""
     text = row.output.text
-    printed: dict[tuple[int, str, int], list[str]] = {}
+    printed: dict[tuple[int, str, int], list[str]] = defaultdict(list)
     for run in row.output.data:
         if isinstance(run.origin[0], int):
-            printed.setdefault(run.origin, []).append(text[run.start : run.end])
-    turns = {span.message: _squeezed(text[span.start : span.end]) for span in spans}
+            printed[run.origin].append(text[run.start : run.end])
     found: list[tuple[int, str]] = []
     if row.tools and not any(run.origin == TOOLS for run in row.output.data):
         found.append((-1, "tools"))
     for number, message in enumerate(row.messages):
         content = message.get("content")
         texts = [(0, content)] if isinstance(content, str) else _part_texts(content)
-        missing = [wanted for part, wanted in texts if _missing(wanted, printed.get((number, "content", part), []))]
-        if any(_squeezed(wanted) not in turns.get(number, "") for wanted in missing):  # `<think>` that a template reprints
+        missing = [wanted for part, wanted in texts if _missing(wanted, printed[number, "content", part])]
+        if missing and not _reprinted(missing, _stretches(number, row.output, spans)):
             found.append((number, "content"))
         reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
-        if isinstance(reasoning, str) and _missing(reasoning, printed.get((number, "reasoning", 0), [])):
+        if isinstance(reasoning, str) and _missing(reasoning, printed[number, "reasoning", 0]):
             found.append((number, "reasoning"))
         for part, call in enumerate(message.get("tool_calls") or []):
-            there = "".join(printed.get((number, "calls", part), []) + printed.get((number, "calls", 0), []))
+            there = "".join(printed[number, "calls", part] + printed[number, "calls", 0])
             function = call.get("function", {})
             if any(not _found(leaf, there) for leaf in _leaves([function.get("name"), function.get("arguments")])):
                 found.append((number, "calls"))
                 break
     return found
+
+
+def _stretches(number: int, output: Output, spans: Sequence[Span]) -> list[str]:
+    """What the template printed for a message."""
+    own = [Interval(span.start, span.end) for span in spans if span.message == number]
+    return [output.text[start:end] for start, end in (*output.intervals[number], *own)]
+
+
+def _reprinted(missing: Sequence[str], stretches: Sequence[str]) -> bool:
+    """Whether fixed text stands for what was cut out of texts, such as the `<think>` of a thought."""
+    there = [_squeezed(stretch) for stretch in stretches]
+    return all(any(_squeezed(text) in stretch for stretch in there) for text in missing)
 
 
 def _part_texts(content: Any) -> list[tuple[int, str]]:

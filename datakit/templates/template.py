@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-import jinja2
+from jinja2.environment import Template as Compiled
 
 from datakit.templates.compiler import TrackedEnvironment, as_tracked
 from datakit.templates.environment import Environment, Refused, variables
@@ -47,12 +47,12 @@ class Template:
         self.skeletons = Skeletons()
 
     @cached_property
-    def _tracked(self) -> tuple[TrackedEnvironment, jinja2.Template]:
+    def _tracked(self) -> tuple[TrackedEnvironment, Compiled]:
         environment = TrackedEnvironment(self.now)
         return environment, environment.compile_template(self.source)
 
     @cached_property
-    def _twin(self) -> tuple[TrackedEnvironment, jinja2.Template] | None:
+    def _twin(self) -> tuple[TrackedEnvironment, Compiled] | None:
         if self.twin is None:
             return None
         environment = TrackedEnvironment(self.now)
@@ -96,7 +96,10 @@ class Template:
         known = self.skeletons.match(messages, text, tools, kwargs)
         if known is not None:
             return text, known
-        output = self.tracked(messages, tools, kwargs)
+        try:
+            output = self.tracked(messages, tools, kwargs)
+        except Refused as refused:
+            raise Unproven(f"it can be rendered, but not tracked: {refused}") from None
         if output.text != text:
             raise Unproven("the tracked render differs from the plain one")
 

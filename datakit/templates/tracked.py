@@ -40,6 +40,10 @@ class Tracked(str):
     __slots__ = ("_pieces",)
     _pieces: Pieces
 
+    def __new__(cls, text: str = "") -> Tracked:
+        """Of unknown origin, for those who make a string of the type that they were given."""
+        return tracked(text, UNKNOWN)
+
     # ---- what a template can do with a string
 
     def __str__(self) -> str:
@@ -76,7 +80,7 @@ class Tracked(str):
         index = int(key) % len(self)
         return _made(text, ((1, self._at(index)),))
 
-    def __iter__(self) -> Iterator[Tracked]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Tracked]:
         for index in range(len(self)):
             yield self[index]
 
@@ -118,7 +122,7 @@ class Tracked(str):
         a, b = len(head), len(head) + len(found)
         return self._cut(0, a), self._cut(a, b), self._cut(b, len(self))
 
-    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> Tracked:  # type: ignore[override]
+    def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> Tracked:
         if not old:
             return tracked(str.replace(self, old, new, count), UNKNOWN)
         parts = self.split(old, count)
@@ -170,7 +174,8 @@ class Tracked(str):
 
     def _located(self, parts: list[str], gap: int) -> list[Tracked]:
         """The pieces of a split, found again from left to right."""
-        found, at = [], 0
+        found: list[Tracked] = []
+        at = 0
         for part in parts:
             start = at if gap and found else str.find(self, part, at)
             if gap and not found:
@@ -184,7 +189,7 @@ class Tracked(str):
 
 
 def _made(text: str, pieces: Pieces) -> Tracked:
-    made = Tracked(text)
+    made = str.__new__(Tracked, text)
     made._pieces = pieces
     return made
 
@@ -245,7 +250,7 @@ class Message(dict[str, Any]):
         return made
 
 
-_FIELDS: Final = {"reasoning_content": "reasoning", "thinking": "reasoning", "reasoning": "reasoning", "tool_calls": "calls"}  # fmt: skip
+_FIELDS: Final = {"reasoning_content": "reasoning", "thinking": "reasoning", "tool_calls": "calls"}
 
 
 def message(number: int, values: Mapping[str, Any]) -> Message:
