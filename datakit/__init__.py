@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         UnreadableInput,
         UsageError,
     )
-    from datakit.preparation import format, lengths, show
+    from datakit.preparation import format, lengths, show  # noqa: A004 - the verb of the command line
     from datakit.report import Report
     from datakit.shards import Shards
 

@@ -1,6 +1,6 @@
 """The token columns of EasyDeL's trainers, from those that TRL reads: `--layout easydel`.
 
-Names and contents are those of its prompt transforms (`easydel/trainers/prompt_transforms.py`), which EasyDeL's trainers
+Names and contents are those of its prompt transforms (`easydel/trainers/prompt_transforms.py`), whose output its trainers
 take without tokenising again: an answer has its prompt before it, labels are -100 on the prompt, and masks say which
 tokens count. There is one difference: rows are not padded here, since padding belongs to a batch.
 
@@ -13,6 +13,7 @@ tokens count. There is one difference: rows are not padded here, since padding b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -59,7 +60,7 @@ def _rows(values: Any) -> list[Ids]:
     if isinstance(values, list):
         return [np.asarray(row, np.int32) for row in values]
     flat, offsets = np.asarray(values.values), np.asarray(values.offsets)
-    return [flat[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [flat[start:end] for start, end in pairwise(offsets.tolist())]
 
 
 def _ones(rows: Sequence[Ids]) -> list[Ids]:

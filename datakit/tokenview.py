@@ -71,11 +71,8 @@ def _losses(out: Console, losses: Mapping[str, Mapping[str, Mapping[str, int]]])
         over = policies.get("error", {}).get("over", 0)
         if not over:
             continue
-        out.print(
-            Text(
-                f"{safe(near(source))}: {over:,} of {plural(rows, 'row')} {'is' if over == 1 else 'are'} too long. What each --truncation loses:"
-            )
-        )
+        said = f"{over:,} of {plural(rows, 'row')} {'is' if over == 1 else 'are'} too long"
+        out.print(Text(f"{safe(near(source))}: {said}. What each --truncation loses:"))
         table = _table("", "rows dropped", "cut", "left empty", "end cut", "trained tokens lost")
         for policy, counts in policies.items():
             if policy in ("rows", "error"):

@@ -73,7 +73,9 @@ def test_show_says_what_is_trained(folder):
     assert "answer 2" in shown.stdout
     report = json.loads(run(folder, "show", "ready", "--row", 2, "--json").stdout)
     tokens = report["facts"]["columns"]["input_ids"]
-    assert "".join(text for text, trained in tokens if trained) == "\nanswer 2<|im_end|>\n"  # as the twin of TRL marks it
+    assert (
+        "".join(text for text, trained in tokens if trained) == "\nanswer 2<|im_end|>\n"
+    )  # as the twin of TRL marks it
     hostile = run(folder, "show", "ready", "--row", 8)
     assert "\\x1b[31mred\\u202e" in hostile.stdout
     assert "\x1b" not in hostile.stdout
