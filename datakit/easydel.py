@@ -1,7 +1,7 @@
 """The token columns of EasyDeL's trainers, from those that TRL reads: `--layout easydel`.
 
-Names and contents are those of its prompt transforms (`easydel/trainers/prompt_transforms.py`), whose output its trainers
-take without tokenising again: an answer has its prompt before it, labels are -100 on the prompt, and masks say which
+Names and contents are those of its prompt transforms (`easydel/trainers/prompt_transforms.py`), whose output its
+trainers take as it is: an answer has its prompt before it, labels are -100 on the prompt, and masks say which
 tokens count. There is one difference: rows are not padded here, since padding belongs to a batch.
 
     sft         input_ids attention_mask assistant_masks

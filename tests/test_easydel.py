@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datakit.easydel import columns
@@ -13,6 +13,7 @@ from datakit.labels import IGNORED
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6), max_size=4))
 def test_sft(rows):
     ids = [[id for id, _ in row] for row in rows]
@@ -25,6 +26,7 @@ def test_sft(rows):
     assert [row.tolist() for row in made["attention_mask"]] == [[1] * len(row) for row in rows]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(IDS, IDS, IDS), max_size=4))
 def test_answers_have_their_prompt_before_them(rows):
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
