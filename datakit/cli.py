@@ -5,6 +5,7 @@ Only what parsing needs is imported at the top: `--help` is quick, and workers s
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -307,6 +308,11 @@ _template = click.option("--chat-template", metavar="FILE", help="A Jinja file i
 _train_on = click.option("--train-on", type=click.Choice(["all", "last", "tagged", "everything"]), default="all", show_default=True, help="all: every assistant turn but those of weight 0. last: the last of them. tagged: those with a weight above 0. everything: every token.")  # fmt: skip
 
 
+def _local(tokenizer: str) -> str:
+    """The tokenizer, if it lies here and workers can begin to load it."""
+    return tokenizer if os.path.exists(tokenizer) else ""  # noqa: PTH110
+
+
 @main.command(epilog=EPILOG)
 @_inputs
 @click.option("-o", "--output", default="", metavar="DIR", help="The folder of the new shards; whole or absent.")
@@ -336,7 +342,7 @@ def format(as_json: bool, **options: Any) -> None:
     datakit format shards/ -o ready/ --tokenizer Qwen/Qwen2.5-0.5B-Instruct --max-length 4096
     datakit format prefs/ -o ready/ --tokenizer ./model --for dpo --max-length 2048 --truncation per_part
     """
-    launch.start_ahead(launch.workers(options["workers"]), arrays=True)
+    launch.start_ahead(launch.workers(options["workers"]), arrays=True, tokenizer=_local(options["tokenizer"]))
     with _progress("formatting", options["inputs"], ()) as progress:
         report = datakit.format(**options, progress=progress)
     from datakit import tokenview
@@ -356,7 +362,7 @@ def lengths(as_json: bool, **options: Any) -> None:
     \b
     datakit lengths shards/ --tokenizer Qwen/Qwen2.5-0.5B-Instruct
     """
-    launch.start_ahead(launch.workers(options["workers"]), arrays=True)
+    launch.start_ahead(launch.workers(options["workers"]), arrays=True, tokenizer=_local(options["tokenizer"]))
     with _progress("measuring", options["inputs"], ()) as progress:
         report = datakit.lengths(**options, progress=progress)
     from datakit import tokenview

@@ -17,7 +17,7 @@ _PIPE: Final = 1 << 20 if sys.platform == "linux" else -1
 
 # -P and append: a file named json.py in the user's folder must not be imported.
 _START: Final = f"import sys; sys.path.append({_ROOT!r}); "
-_MAIN: Final = "from datakit.worker import main; main()"
+_MAIN: Final = "from datakit.worker import main; main(*sys.argv[1:])"
 # pyarrow does without numpy, which takes most of the time of its import and which workers that convert do not need.
 _WITHOUT_NUMPY: Final = "sys.modules['numpy'] = None; "
 
@@ -32,10 +32,10 @@ def workers(count: int | None) -> int:
     return count or min(os.cpu_count() or 1, 8)
 
 
-def _start(arrays: bool) -> subprocess.Popen[bytes]:
+def _start(arrays: bool, tokenizer: str = "") -> subprocess.Popen[bytes]:
     code = _START + ("" if arrays else _WITHOUT_NUMPY) + _MAIN
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code],
+        [sys.executable, "-P", "-c", code, *([tokenizer] if tokenizer else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -46,14 +46,15 @@ def _start(arrays: bool) -> subprocess.Popen[bytes]:
     )
 
 
-def start_ahead(count: int, arrays: bool = False) -> None:
+def start_ahead(count: int, arrays: bool = False, tokenizer: str = "") -> None:
     """Start processes that `take` will give out. They end with this process, taken or not.
 
     Args:
         count: how many.
         arrays: whether they need numpy.
+        tokenizer: a tokenizer.json, or a folder with one, that they begin to load, which takes most of a second.
     """
-    _waiting[arrays].extend(_start(arrays) for _ in range(count))
+    _waiting[arrays].extend(_start(arrays, tokenizer) for _ in range(count))
 
 
 def take(arrays: bool = False) -> subprocess.Popen[bytes]:

@@ -147,8 +147,17 @@ def _plan(value: Mapping[str, Any]) -> StepPlan | FormatStep:
     return FormatStep.from_json(value)
 
 
-def main() -> None:
-    """Serve requests until the input ends."""
+def main(tokenizer: str = "") -> None:
+    """Serve requests until the input ends.
+
+    Args:
+        tokenizer: one that will be asked for; it is loaded while nothing else is to be done yet.
+    """
+    if tokenizer:
+        from datakit.tokens import encode
+
+        _confine()
+        encode.load_early(tokenizer)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=1 << 20)
     os.dup2(2, 1)  # nothing that a library prints may end up among the results

@@ -823,3 +823,20 @@ def test_loading_imports_nothing_heavy(tmp_path):
     code = f"import sys; from datakit.tokens.load import load; load({path!r}); import datakit.tokens.positions; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_engine_that_was_loaded_early_is_taken_over(tmp_path, monkeypatch):
+    fastokens = pytest.importorskip("fastokens")
+    from datakit.tokens import encode as module
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text(byte_bpe().to_str(), "utf-8")
+    tokenizer = load(str(tmp_path))
+    module.load_early(str(tmp_path))
+    encoder = Encoder(tokenizer)
+    engine = encoder._load_fast()
+    assert isinstance(engine, fastokens.Tokenizer)
+    assert not module._early
+    module.load_early(str(tmp_path / "missing.json"))  # says nothing; whoever needs it will
+    monkeypatch.setattr(module, "_fast_engine", lambda definition: definition)
+    assert encoder._load_fast() == tokenizer.definition()

@@ -16,19 +16,22 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datakit.errors import InternalError, UsageError
-from datakit.tokens.load import Tokenizer, added_of, definition_of
+from datakit.tokens.load import LARGEST, Tokenizer, added_of, definition_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -242,10 +245,10 @@ class Encoder:
         return self._loading.result() if self._loading else self._load_fast()
 
     def _load_fast(self) -> Any:
-        engine = import_module("fastokens").Tokenizer.from_json_str(self.tokenizer.definition())
-        engine.no_truncation()
-        engine.no_padding()
-        return engine
+        while _loader:
+            _loader.pop().join()
+        early = _early.pop(self.tokenizer.sha256, None)
+        return early or _fast_engine(self.tokenizer.definition())
 
     @cached_property
     def _exact(self) -> tokenizers.Tokenizer:
@@ -265,6 +268,37 @@ class Encoder:
         engine.encode_special_tokens = self.tokenizer.split_special
         engine.post_processor = None  # it would trim spaces off the offsets
         return engine
+
+
+_early: dict[str, Any] = {}
+"""Engines that were loaded before anyone asked, by the hash of the text that defines them."""
+_loader: list[threading.Thread] = []
+
+
+def load_early(path: str) -> None:
+    """Begin to load the fast engine of a tokenizer.json, in a thread; an encoder of the same text takes it over."""
+    _limit_threads(1)
+    _loader.append(threading.Thread(target=_load_early, args=[path], daemon=True))
+    _loader[0].start()
+
+
+def _load_early(path: str) -> None:
+    place = Path(path)
+    try:
+        file = place / "tokenizer.json" if place.is_dir() else place
+        if file.stat().st_size > LARGEST:
+            return
+        text = file.read_text("utf-8")
+        _early[sha256(text.encode()).hexdigest()] = _fast_engine(text)
+    except BaseException as problem:  # whoever needs the tokenizer will be told what is wrong with it
+        _reraise_foreign(problem)
+
+
+def _fast_engine(definition: str) -> Any:
+    engine = import_module("fastokens").Tokenizer.from_json_str(definition)
+    engine.no_truncation()
+    engine.no_padding()
+    return engine
 
 
 def _limit_threads(threads: int) -> None:
