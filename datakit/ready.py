@@ -260,6 +260,8 @@ def _check_policy(request: FormatRequest, method: Method) -> None:
         raise UsageError(
             f"--truncation {request.truncation} cannot be used for {what}", f"One of {', '.join(cuttable)}."
         )
+    if request.truncation == "per_part" and request.max_length is not None:
+        fit.Shares().answer_cap(request.max_length)
     if request.layout == "easydel" and method.ids not in easydel.FORMS:
         raise UsageError(f"--layout easydel and --for {method.name}", "EasyDeL renders prompts itself; leave it out.")
 
@@ -359,7 +361,7 @@ def facts(plan: FormatPlan, counts: Mapping[str, int]) -> dict[str, Any]:
     for entry in tokens.values():
         entry["share"] = round(entry["trained"] / entry["tokens"], 4) if entry["tokens"] else 0.0
     made: dict[str, Any] = {"prepared": plan.facts, "supervised": tokens, "notes": list(plan.notes)}
-    if any(len(own) > 1 for own in losses.values()):
+    if any(own.get("error", {}).get("over") for own in losses.values()):
         made["losses"] = {source: dict(own) for source, own in losses.items()}
     return made
 

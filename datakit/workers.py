@@ -192,7 +192,7 @@ class Pool:
 
     def _abandon(self, error: BaseException) -> None:
         """Let threads end whose workers are busy: after a signal nobody waits for an answer."""
-        if not isinstance(error, errors.DatakitError):
+        if not isinstance(error, Exception | GeneratorExit):
             self.close()
 
     def _replace(self, worker: _Worker, plan: Step | None) -> None:

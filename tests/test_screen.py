@@ -113,7 +113,9 @@ def test_explain_says_all_of_it() -> None:
 def test_make_help_lists_every_target() -> None:
     root = Path(__file__).resolve().parent.parent
     targets = re.findall(r"^([a-z]+):", (root / "Makefile").read_text("utf-8"), re.M)
-    shown = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
     assert [line.split()[0] for line in shown.splitlines()] == targets
 
 
