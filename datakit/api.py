@@ -132,15 +132,9 @@ def convert(
     with Transaction(out) as transaction, Pool(_workers(workers)) as pool:
         old = existing(out, request, overwrite)
         plan = plans.make(request, objects, transaction.spool, pool.ask)
-        if old is not None:
-            report = complete(out, old, plan)
-            if report is not None:
-                transaction.clean()
-                return report
-            if not overwrite:
-                raise UsageError(
-                    f"{out} exists, and its inputs or its files have changed since", "Replace it with --overwrite."
-                )
+        if report := complete("convert", out, old, plan, overwrite):
+            transaction.clean()
+            return report
         plan, seen = _gathered(plan, pool, transaction, progress)
         report = judge(plan, seen, "convert")
         if report.exit_code:
@@ -208,23 +202,40 @@ COMPARED: Final = ("request", "splits", "formats", "layout", "prepared")
 """Parts of a plan that must be equal for an output to be what it would make."""
 
 
-def complete(out: Path, old: Mapping[str, Any], plan: Plan | FormatPlan) -> Report | None:
-    """The report of an output that is already what this plan would make."""
+def complete(
+    command: str, out: Path, old: Mapping[str, Any] | None, plan: Plan | FormatPlan, overwrite: bool
+) -> Report | None:
+    """The report of an output that is already what this plan would make; None where it is to be made.
+
+    Raises:
+        UsageError: it is something else, and must not be overwritten.
+    """
+    if old is None:
+        return None
+    if not _same(out, old, plan):
+        if overwrite:
+            return None
+        raise UsageError(
+            f"{out} exists, and its inputs or its files have changed since", "Replace it with --overwrite."
+        )
+    report = _report_of(command, str(out), old)
+    report.verdict = "already complete; nothing was written"
+    return report
+
+
+def _same(out: Path, old: Mapping[str, Any], plan: Plan | FormatPlan) -> bool:
+    """Whether plan, inputs and files are those of the manifest."""
     fresh = plan.to_json()
     if any(old["plan"].get(key) != fresh[key] for key in COMPARED if key in fresh):
-        return None
+        return False
     for source, known in zip(plan.sources, old["inputs"], strict=True):
         real = str(Path(source.path) / manifests.NAME) if source.how == "shards" else source.real
         file = File(source.path, None, real)
         for _ in file.raw():
             pass
         if file.sha256 != known["sha256"]:
-            return None
-    if manifests.mismatches(out, old):
-        return None
-    report = _report_of("convert", str(out), old)
-    report.verdict = "already complete; nothing was written"
-    return report
+            return False
+    return not manifests.mismatches(out, old)
 
 
 def _report_of(command: str, folder: str, manifest: Mapping[str, Any]) -> Report:
@@ -248,7 +259,7 @@ def _report_of(command: str, folder: str, manifest: Mapping[str, Any]) -> Report
         ledger=dict(ledger),
         verdict="passed",
     )
-    if command == "convert":  # for others they are old news
+    if command in ("convert", "format"):  # for others they are old news
         report.findings = [_summary(entry) for entry in manifest["findings"]]
     return report
 

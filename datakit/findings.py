@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 Severity = Literal["error", "warning", "note"]
@@ -28,6 +29,11 @@ class BadRow(Exception):
     def __init__(self, id: str, path: str, note: str) -> None:
         super().__init__(id, path, note)
         self.finding = Finding(id, path, note)
+
+
+def decisive(findings: Sequence[Finding], severities: Mapping[str, str]) -> Finding:
+    """The finding for which a row is rejected: the last error, else the last of all."""
+    return next((f for f in reversed(findings) if severities[f.id] == "error"), findings[-1])
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -16,7 +16,7 @@ An answer that is cut does **not** get an end-of-turn token. One would teach the
 sentence; without it the row teaches the words that are there, and nothing about stopping. Such rows are counted
 (`Loss.last_cut`, `Answers.cut`).
 
-`IGNORE` marks what is not trained. A causal model predicts each token from those before it, so the label of the very
+`IGNORED` marks what is not trained. A causal model predicts each token from those before it, so the label of the very
 first token is never used: a row whose only trained token stands there trains nothing, and `trains` says so.
 
 Nothing here reads, writes or decides about a row that came out with nothing to train: that fact is returned.
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datakit.errors import UsageError
+from datakit.labels import IGNORED
 
 Policy = Literal["error", "drop", "keep_start", "keep_end", "per_part", "window"]
 Cut = Literal["keep_start", "keep_end", "per_part"]
@@ -41,8 +42,6 @@ POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 CUTS: Final[tuple[Cut, ...]] = get_args(Cut)
 ANSWER_POLICIES: Final[tuple[Policy, ...]] = ("error", "drop", "keep_start", "per_part")
 """Policies for a prompt with answers. `keep_end` could begin in the middle of an answer; `per_part` does not."""
-
-IGNORE: Final = -100
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
@@ -91,7 +90,7 @@ class Fit:
 
     Attributes:
         input_ids: int32[tokens].
-        labels: int32[tokens], `IGNORE` where nothing is trained.
+        labels: int32[tokens], `IGNORED` where nothing is trained.
         cut: tokens of the row that are gone.
     """
 
@@ -102,7 +101,7 @@ class Fit:
     @property
     def trains(self) -> bool:
         """Whether a model learns anything from the row."""
-        return bool((self.labels[1:] != IGNORE).any())
+        return bool((self.labels[1:] != IGNORED).any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ def cut(policy: Cut, input_ids: Ints, labels: Ints, limit: int, shares: Shares =
     length = len(input_ids)
     if length <= limit:
         return Fit(input_ids, labels)
-    trained = labels != IGNORE
+    trained = labels != IGNORED
     begin = int(trained.argmax()) if trained.any() else length
     first = int(_first(policy, begin, length - begin, limit, shares))
     kept = slice(first, first + limit)
@@ -253,8 +252,8 @@ class Windows:
 
     def _row(self, number: int, span: Span, input_ids: Ints, labels: Ints) -> Fit:
         first, last, fresh = span
-        head = labels[: self.head] if number == 0 else np.full(self.head, IGNORE, np.int32)
-        seen = np.full(fresh - first, IGNORE, np.int32)
+        head = labels[: self.head] if number == 0 else np.full(self.head, IGNORED, np.int32)
+        seen = np.full(fresh - first, IGNORED, np.int32)
         return Fit(
             np.concatenate((input_ids[: self.head], input_ids[first:last])),
             np.concatenate((head, seen, labels[fresh:last])),
@@ -283,7 +282,7 @@ def window(labels: Ints, turns: Sequence[int], fixed: int, limit: int, context: 
     """
     _require("window", POLICIES, limit)
     edges, fixed = _edges(turns, len(labels), fixed, context)
-    trained = np.concatenate(([0], np.cumsum(labels != IGNORE)))
+    trained = np.concatenate(([0], np.cumsum(labels != IGNORED)))
     return _windows(edges, trained[edges], fixed, limit, context)
 
 
@@ -432,7 +431,7 @@ class Shapes:
             source: a number per row; all 0 if not given.
         """
         at = np.asarray(offsets, np.int64)
-        mask = np.asarray(labels)[at[0] : at[-1]] != IGNORE
+        mask = np.asarray(labels)[at[0] : at[-1]] != IGNORED
         at = at - at[0]
         rows = len(at) - 1
         border = np.zeros(len(mask) + 1, np.bool_)  # between tokens, where a span of labels cannot go on

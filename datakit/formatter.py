@@ -21,7 +21,7 @@ import pyarrow as pa
 from datakit import easydel
 from datakit.checks import CHECKS
 from datakit.errors import DatakitError, UsageError
-from datakit.findings import BadRow, Finding
+from datakit.findings import BadRow, Finding, decisive
 from datakit.methods import METHODS
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import layout_of, plain_rows, read_batches
@@ -367,32 +367,16 @@ class _Block:
         self.plan, self.path = plan, path
         self.tally = Tally()
         self.rejects: list[dict[str, Any]] = []
-        self.digests: list[bytes] = []
-        self.rows: list[int] = []
 
     def see(self, place: Sequence[Any], findings: Sequence[Finding]) -> None:
-        done: set[str] = set()
-        for finding in findings:
-            if finding.id not in done and self.plan.severities[finding.id] != "off":
-                done.add(finding.id)
-                self.tally.see(finding.id, [*place, finding.path, finding.note].copy)
+        self.tally.see_row(place, findings, self.plan.severities)
 
     def reject(self, place: Sequence[Any], raw: Mapping[str, Any], findings: Sequence[Finding]) -> None:
-        severities = self.plan.severities
-        decisive = next((f for f in reversed(findings) if severities[f.id] == "error"), findings[-1])
-        self.tally.rejected[decisive.id] += 1
-        self.rejects.append(
-            {
-                "source": place[0],
-                "row": place[1],
-                "rule": decisive.id,
-                "name": CHECKS[decisive.id].name,
-                "path": decisive.path,
-                "message": decisive.note,
-                "findings": [list(f) for f in findings],
-                "dk_id": raw.get(ID),
-            }
-        )
+        why = decisive(findings, self.plan.severities)
+        self.tally.rejected[why.id] += 1
+        reject = {"source": place[0], "row": place[1], "rule": why.id, "name": CHECKS[why.id].name, "path": why.path}
+        reject |= {"message": why.note, "findings": [list(f) for f in findings], "dk_id": raw.get(ID)}
+        self.rejects.append(reject)
         self.see(place, findings)
 
     def fits(self, place: Sequence[Any], raw: Mapping[str, Any], size: int) -> bool:
@@ -412,9 +396,9 @@ class _Block:
         """The result, from columns as lists or arrays."""
         if not self.plan.encode:
             self._count_lengths(columns)
-            return Result(None, self.rejects, self.tally, b"", b"", self.rows, [])
+            return Result(None, self.rejects, self.tally, b"", b"", [], [])
         if not self.tally.rows_out:
-            return Result(None, self.rejects, self.tally, b"", b"", self.rows, [])
+            return Result(None, self.rejects, self.tally, b"", b"", [], [])
         if self.plan.columns == "easydel":
             columns = easydel.columns(METHODS[self.plan.method].ids, columns)
         schema = self.plan.schema()
@@ -426,7 +410,7 @@ class _Block:
                 values = [None if value is None else orjson.dumps(value).decode() for value in values]
             arrays.append(values if isinstance(values, pa.Array) else pa.array(values, type_))
         batch = pa.RecordBatch.from_arrays(arrays, schema.names)
-        return Result(batch, self.rejects, self.tally, b"".join(self.digests), b"", self.rows, [])
+        return Result(batch, self.rejects, self.tally, b"", b"", [], [])
 
     def _count_lengths(self, columns: Mapping[str, Any]) -> None:
         """Rows and trained tokens by length, which is all that `datakit lengths` wants."""

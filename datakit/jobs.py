@@ -18,7 +18,7 @@ from datakit.formats.reshape import reshape
 from datakit.messages import Message
 from datakit.schema import Layout, layout
 from datakit.templates.environment import Refused, Slow
-from datakit.templates.spans import Proof, Unproven
+from datakit.templates.spans import Proof, Unproven, shared
 from datakit.templates.template import Template
 
 PATIENCE: Final = 5
@@ -232,16 +232,16 @@ class Jobs:
         before = [span for span in proof.spans if span.message < count]
         if not own:
             raise Unproven(f"{side} has no assistant message")
-        shared = len(head) if text.startswith(head) else _shared(head, text)
-        if shared < len(head):
+        common = len(head) if text.startswith(head) else shared(head, text)
+        if common < len(head):
             job.notes.append(
-                Finding("DK708", side, f"the prompt alone ends on {head[shared:][:40]!r}, which the text lacks")
+                Finding("DK708", side, f"the prompt alone ends on {head[common:][:40]!r}, which the text lacks")
             )
-        if shared > own[0].start and text[own[0].start : shared].strip() and not text.startswith(head):
+        if common > own[0].start and text[own[0].start : common].strip() and not text.startswith(head):
             raise Unproven(f"the prompt and {side} share a part of the answer")
-        if before and shared < before[-1].end:
+        if before and common < before[-1].end:
             raise Unproven(f"the template prints the prompt otherwise where {side} follows")
-        return shared
+        return common
 
     def _grpo(self, record: Record) -> Job:
         prompt = record["prompt"]
@@ -253,11 +253,6 @@ class Jobs:
 
 def _is_chat(value: Any) -> bool:
     return isinstance(value, list)
-
-
-def _shared(a: str, b: str) -> int:
-    size = min(len(a), len(b))
-    return next((i for i in range(size) if a[i] != b[i]), size)
 
 
 FIELDS: Final[Mapping[str, str]] = {

@@ -167,11 +167,12 @@ def gather(table: pa.Table, packing: Packing) -> pa.Table:
     _lengths(table)
     tokens = np.concatenate(([0], np.cumsum(packing.length)))[packing.bounds]
     columns = {name: _gather(_array(table[name]), packing, tokens) for name in table.column_names}
-    columns[SEQ_LENGTHS] = _lists(packing.bounds, packing.length.astype(np.int32))
+    columns[SEQ_LENGTHS] = lists(packing.bounds, packing.length.astype(np.int32))
     return pa.table(columns)
 
 
-def _lists(bounds: Longs, values: NDArray[np.int32]) -> Any:
+def lists(bounds: Longs, values: NDArray[np.int32]) -> Any:
+    """An Arrow list array from int32 values and the offsets between rows."""
     array: Any = pa.ListArray  # the stubs know offsets as lists only
     return array.from_arrays(pa.array(bounds, pa.int32()), pa.array(values))
 

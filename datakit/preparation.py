@@ -109,16 +109,9 @@ def format(
     with Transaction(out) as transaction, Pool(worker_count(workers), arrays=True) as pool:
         old = existing(out, request, overwrite)
         plan = ready.make(request, pool)
-        if old is not None:
-            report = complete(out, old, plan)
-            if report is not None:
-                transaction.clean()
-                report.command = "format"
-                return report
-            if not overwrite:
-                raise UsageError(
-                    f"{out} exists, and its inputs or its files have changed since", "Replace it with --overwrite."
-                )
+        if report := complete("format", out, old, plan, overwrite):
+            transaction.clean()
+            return report
         seen = gather(plan, pool, transaction, progress)
         report = judge(plan, seen, "format")
         report.facts = ready.facts(plan, seen.tally.counts)

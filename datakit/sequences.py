@@ -168,8 +168,8 @@ class _Sequences:
     def _whole(self, batch: _Batch) -> Result:
         rows = batch.rows
         columns = {
-            "input_ids": _lists(batch.ids, batch.offsets),
-            "labels": _lists(batch.labels, batch.offsets),
+            "input_ids": pack.lists(batch.offsets, batch.ids),
+            "labels": pack.lists(batch.offsets, batch.labels),
             LENGTH: pa.array(batch.sizes.astype(np.int32)),
             TRAINED: pa.array(batch.trained.astype(np.int32)),
             ID: [row.raw.get(ID) for row in rows],
@@ -200,8 +200,8 @@ class _Sequences:
         empty = np.empty(0, np.int32)
         labels = np.concatenate([empty, *(piece.labels for piece, _ in made)])
         columns = {
-            "input_ids": _lists(np.concatenate([empty, *(piece.input_ids for piece, _ in made)]), bounds),
-            "labels": _lists(labels, bounds),
+            "input_ids": pack.lists(bounds, np.concatenate([empty, *(piece.input_ids for piece, _ in made)])),
+            "labels": pack.lists(bounds, labels),
             LENGTH: pa.array(np.array(sizes, np.int32)),
             TRAINED: pa.array(np.array([_trained(piece.labels) for piece, _ in made], np.int32)),
             ID: [row.raw.get(ID) for _, row in made],
@@ -366,11 +366,6 @@ class _Answers:
         if not job.texts[name].special:
             return ids
         return np.concatenate((self.head, ids) if name == "prompt" else (self.head, ids, self.tail))
-
-
-def _lists(values: Ids, offsets: Places) -> Any:
-    array: Any = pa.ListArray
-    return array.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
 
 
 def _shared(a: Ids, b: Ids) -> int:

@@ -21,7 +21,7 @@ from datakit import checks, plain
 from datakit.checks import CHECKS
 from datakit.checks.content import damaged, media_tags
 from datakit.encode import OPTIONAL_NAMES, Columns, Kept, encode, names_left
-from datakit.findings import BadRow, Finding, shown
+from datakit.findings import BadRow, Finding, decisive, shown
 from datakit.formats import FORMATS, mapping
 from datakit.formats.declare import Format, Record, Row
 from datakit.formats.normalise import normalise
@@ -429,15 +429,14 @@ FITS: Final[Mapping[str, Callable[[Any], bool]]] = {
 
 
 def _reject(sink: _Sink, unit: _Unit, findings: list[Finding]) -> None:
-    severities = sink.plan.severities
-    decisive = next((f for f in reversed(findings) if severities[f.id] == "error"), findings[-1])
+    why = decisive(findings, sink.plan.severities)
     for member in unit.members or [unit]:
-        sink.tally.rejected[decisive.id] += 1
+        sink.tally.rejected[why.id] += 1
         reject: dict[str, Any] = {"source": member.path or sink.source.path, sink.numbering: member.number}
         if member.offset >= 0:
             reject["byte_offset"] = member.offset
-        reject |= {"format": sink.format, "rule": decisive.id, "name": CHECKS[decisive.id].name, "path": decisive.path}
-        reject |= {"message": decisive.note, "findings": [list(f) for f in findings]}
+        reject |= {"format": sink.format, "rule": why.id, "name": CHECKS[why.id].name, "path": why.path}
+        reject |= {"message": why.note, "findings": [list(f) for f in findings]}
         raw = member.raw if isinstance(member.raw, bytes) else orjson.dumps(member.raw, default=repr)
         try:
             reject["raw"] = raw.decode("utf-8")
@@ -449,13 +448,8 @@ def _reject(sink: _Sink, unit: _Unit, findings: list[Finding]) -> None:
 
 
 def _see(sink: _Sink, unit: _Unit, findings: list[Finding]) -> None:
-    done: set[str] = set()
-    for finding in findings:
-        if finding.id not in done and sink.plan.severities[finding.id] != "off":
-            done.add(finding.id)
-            note = f"{finding.note} (now {sink.source.path}:{unit.line})" if unit.line else finding.note
-            place = [unit.path or sink.source.path, unit.number, finding.path, note]
-            sink.tally.see(finding.id, place.copy)
+    more = f" (now {sink.source.path}:{unit.line})" if unit.line else ""
+    sink.tally.see_row([unit.path or sink.source.path, unit.number], findings, sink.plan.severities, more)
 
 
 def _keep(sink: _Sink, unit: _Unit, record: Record, rest: Row) -> None:

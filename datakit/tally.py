@@ -12,11 +12,12 @@ The ledger that follows from it:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from datakit.errors import InternalError
+from datakit.findings import Finding
 
 Place = list[Any]
 """[source, row, path, note]: where a finding was seen."""
@@ -48,6 +49,21 @@ class Tally:
         count = self.seen[id] = self.seen.get(id, 0) + 1
         if count <= PLACES:
             self.places.setdefault(id, []).append(place())
+
+    def see_row(
+        self, place: Sequence[Any], findings: Sequence[Finding], severities: Mapping[str, str], more: str = ""
+    ) -> None:
+        """The findings of one row, each check once; those that are off do not count.
+
+        Args:
+            place: source and row.
+            more: what every note says besides.
+        """
+        done: set[str] = set()
+        for id, path, note in findings:
+            if id not in done and severities[id] != "off":
+                done.add(id)
+                self.see(id, [*place, path, note + more].copy)
 
     def see_many(self, id: str, count: int, places: list[Place]) -> None:
         """Several rows with a finding, and the places of the first."""

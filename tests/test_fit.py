@@ -12,7 +12,6 @@ from datakit.errors import UsageError
 from datakit.fit import (
     ANSWER_POLICIES,
     CUTS,
-    IGNORE,
     POLICIES,
     Cut,
     Loss,
@@ -24,6 +23,7 @@ from datakit.fit import (
     loss,
     window,
 )
+from datakit.labels import IGNORED
 
 quick = settings(deadline=None, derandomize=True, max_examples=300)
 limits = st.integers(2, 25)
@@ -37,7 +37,7 @@ def ints(values) -> Any:
 def row(trained):
     """Ids that tell their position, and labels for the positions that are trained."""
     ids = np.arange(len(trained), dtype=np.int32)
-    return ids, np.where(np.array(trained, bool), ids, IGNORE).astype(np.int32)
+    return ids, np.where(np.array(trained, bool), ids, IGNORED).astype(np.int32)
 
 
 rows = st.lists(st.booleans(), max_size=60).map(row)
@@ -57,7 +57,7 @@ def test_a_cut_keeps_one_stretch_with_its_labels(policy: Cut, source, limit):
     assert fit.input_ids.tolist() == list(range(start, start + len(fit.input_ids)))
     assert fit.labels.tolist() == labels[fit.input_ids].tolist()
     assert fit.input_ids.dtype == fit.labels.dtype == np.int32
-    assert fit.trains == any(label != IGNORE for label in fit.labels.tolist()[1:])
+    assert fit.trains == any(label != IGNORED for label in fit.labels.tolist()[1:])
 
 
 def test_which_end_is_kept():
@@ -81,7 +81,7 @@ def test_a_cut_that_leaves_nothing_to_train_says_so():
 def test_a_cut_answer_does_not_end_with_the_end_token():
     end = 99
     ids = ints([1, 2, 3, 4, 5, end])
-    labels = ints([IGNORE, 2, 3, 4, 5, end])
+    labels = ints([IGNORED, 2, 3, 4, 5, end])
     for policy in ("keep_start", "per_part"):
         assert end not in cut(policy, ids, labels, 4, Shares(0.75, 1)).input_ids
     answers = cut_answers("per_part", ints([1, 2]), [ints([3, 4, 5, end]), ints([6, end])], 5, Shares(0.6, 2))
@@ -116,7 +116,7 @@ def test_prompt_and_answers(prompt, answers, limit, share, prompt_min):
 @given(parts, parts, limits)
 def test_one_answer_is_cut_as_a_row_with_its_labels_is(prompt, answer, limit):
     ids = np.concatenate((prompt, answer))
-    labels = np.concatenate((np.full(len(prompt), IGNORE, np.int32), answer))
+    labels = np.concatenate((np.full(len(prompt), IGNORED, np.int32), answer))
     for policy in ("keep_start", "per_part"):
         fit = cut_answers(policy, prompt, [answer], limit, TIGHT)
         assert (
@@ -163,14 +163,16 @@ def test_windows_train_every_token_once(conversation, limit, context):
     assert plan.head == head
 
     told = {i for first, last in plan.lost for i in range(first, last)}
-    trained = Counter(fit.input_ids[i] for fit in fits for i in np.flatnonzero(fit.labels != IGNORE).tolist())
-    assert trained == Counter(i for i in ids.tolist() if labels[i] != IGNORE and i not in told)
+    trained = Counter(fit.input_ids[i] for fit in fits for i in np.flatnonzero(fit.labels != IGNORED).tolist())
+    assert trained == Counter(i for i in ids.tolist() if labels[i] != IGNORED and i not in told)
     borders = {0, *turns, len(ids)}
     for fit, span in zip(fits, plan.spans, strict=True):
         assert len(fit.input_ids) <= limit
         assert fit.input_ids.tolist() == [*range(head), *range(span.first, span.last)]
         assert {span.first, span.last} <= borders, "no turn is cut"
-        assert all(label in (IGNORE, id) for id, label in zip(fit.input_ids.tolist(), fit.labels.tolist(), strict=True))
+        assert all(
+            label in (IGNORED, id) for id, label in zip(fit.input_ids.tolist(), fit.labels.tolist(), strict=True)
+        )
         assert fit.cut == len(ids) - len(fit.input_ids)
 
 
@@ -183,7 +185,7 @@ def test_only_what_cannot_fit_is_reported(conversation, limit, context):
         assert (len(plan.spans), plan.lost) == (1, [])
         assert plan.rows(ids, labels)[0].labels.tolist() == labels.tolist()
     for first, last in plan.lost:
-        assert (labels[first:last] != IGNORE).any()
+        assert (labels[first:last] != IGNORED).any()
         assert first == 0 or plan.head + last - first > limit
         assert first > 0 or last > limit or plan.head == 0
 
@@ -200,7 +202,7 @@ def test_a_window_has_as_much_of_the_past_as_fits(conversation, limit, context):
         assert not earlier or plan.head + span.last - earlier[-1] > limit
         if span.last > plan.head:
             final = max(turn for turn in turns if turn < span.last)
-            assert (labels[final : span.last] != IGNORE).any(), "a window ends with a trained turn"
+            assert (labels[final : span.last] != IGNORED).any(), "a window ends with a trained turn"
 
 
 def test_windows_of_a_known_conversation():
@@ -229,7 +231,7 @@ def test_a_head_that_is_trained_or_does_not_fit():
     plan = window(labels, [0, 2, 6], 1, 4)
     assert plan.spans == [(2, 2, 2)]
     assert plan.lost == [(6, 9)]
-    assert plan.rows(ids, labels)[0].labels.tolist() == [IGNORE, 1]
+    assert plan.rows(ids, labels)[0].labels.tolist() == [IGNORED, 1]
     assert window(labels, [0, 2, 6], 1, 1).lost == [(0, 2), (6, 9)]
     assert window(labels, [0, 2, 6], 1, 1).spans == []
 
@@ -245,7 +247,7 @@ def made(policy, sources, limit):
     """The losses of `error`, `drop` and the cuts, row by row."""
     total = Loss()
     for ids, labels in sources:
-        trained = int((labels != IGNORE).sum())
+        trained = int((labels != IGNORED).sum())
         over = len(ids) > limit
         total += Loss(rows=1, over=over, trained=trained)
         if not over:
@@ -257,8 +259,8 @@ def made(policy, sources, limit):
             if not fit.trains:
                 total += Loss(cut=1, emptied=1, trained_lost=trained)
                 continue
-            kept = int((fit.labels != IGNORE).sum())
-            spans = "".join(map(str, (labels != IGNORE).astype(int))).rstrip("0")
+            kept = int((fit.labels != IGNORED).sum())
+            spans = "".join(map(str, (labels != IGNORED).astype(int))).rstrip("0")
             end = len(spans)
             last = set(range(spans.rfind("0") + 1, end))
             total += Loss(cut=1, rows_out=1, tokens_out=len(fit.input_ids), trained_lost=trained - kept)
@@ -304,8 +306,8 @@ def test_the_loss_of_windows(conversations, limit, context):
         over = len(ids) > limit
         plan = window(labels, turns, fixed, limit, context)
         fits = plan.rows(ids, labels)
-        trained = np.flatnonzero(labels != IGNORE)
-        kept = sum(int((fit.labels != IGNORE).sum()) for fit in fits)
+        trained = np.flatnonzero(labels != IGNORED)
+        kept = sum(int((fit.labels != IGNORED).sum()) for fit in fits)
         last_cut = bool(len(fits) and any(first <= trained[-1] < last for first, last in plan.lost))
         total += Loss(1, over, 0, over, not fits, last_cut, len(fits), sum(len(fit.input_ids) for fit in fits))
         total += Loss(trained=len(trained), trained_lost=len(trained) - kept)

@@ -212,7 +212,7 @@ class Prover:
             at = _past(stretch, head)
             if at is not None and self._whole(stretch, (), at) == at:
                 return at + _blank(stretch[at:])
-        cut = self._whole(stretch, heads, max((_shared(stretch, head) for head in heads), default=0))
+        cut = self._whole(stretch, heads, max((shared(stretch, head) for head in heads), default=0))
         if stretch[:cut].strip() and len(heads) > 1 and heads[0][:cut] == heads[1][:cut]:
             return cut
         raise Unproven(f"the start of assistant message {number} is not where the template's own prompt ends")
@@ -272,7 +272,7 @@ class Prover:
             other = asked.text[begin : _next_data(asked, begin)]
         else:
             other = output.text[at : _next_data(output, at)]
-        cut = self._whole(tail, [other], _shared(tail, other))
+        cut = self._whole(tail, [other], shared(tail, other))
         return at + len(tail[:cut].rstrip())
 
 
@@ -373,7 +373,8 @@ def _past(text: str, head: str) -> int | None:
     return at
 
 
-def _shared(a: str, b: str) -> int:
+def shared(a: str, b: str) -> int:
+    """Characters that two texts begin with."""
     size = min(len(a), len(b))
     return next((i for i in range(size) if a[i] != b[i]), size)
 
