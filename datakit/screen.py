@@ -30,6 +30,8 @@ from datakit.report import Report, Summary, place
 from datakit.terminal import plural, safe
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+WRITING: Final = ("convert", "format")
+"""Commands that write a folder of shards, or nothing."""
 WIDE: Final = 100
 """Columns from which tables are drawn; on fewer each entry is a line, and what it says stands below."""
 
@@ -81,9 +83,9 @@ def report(found: Report) -> None:
         console.print(Text(f"kind {found.kind}, form {found.form} ({values}), format {found.format}"))
     _findings(console, found.findings)
     _facts(console, found.facts)
-    if found.ledger and found.command in ("convert", "validate"):
+    if found.ledger and found.command in (*WRITING, "validate"):
         _ledger(console, found)
-    if found.output and found.exit_code == 0 and found.command == "convert":
+    if found.output and found.exit_code == 0 and found.command in WRITING:
         console.print(Text(f"{plural(len(found.shards), 'shard')} in {safe(found.output)}"))
     _verdict(console, found)
     _next(console, found)
@@ -152,7 +154,7 @@ def _places(summary: Summary) -> list[str]:
 
 def _ledger(console: Console, found: Report) -> None:
     ledger = found.ledger
-    parts = [f"{ledger['single']:,} converted"]
+    parts = [f"{ledger['single']:,} {'formatted' if found.command == 'format' else 'converted'}"]
     if ledger["merged"]:
         parts.append(f"{ledger['merged']:,} merged into {plural(ledger['groups'], 'group')}")
     parts += [f"{count:,} rejected by {rule}" for rule, count in ledger["rejected"].items()]
@@ -192,11 +194,11 @@ def _next(console: Console, found: Report) -> None:
     for summary in [s for s in found.findings if s.severity == "error"][:3]:
         entry = next(e for e in _check_entries() if e["id"] == summary.id)
         _indented(console, f"{summary.id}: {entry['fix']}  (datakit explain {summary.id})")
-    if found.command == "convert" and found.rows_rejected:
+    if found.command in WRITING and found.rows_rejected:
         amount = plural(found.rows_rejected, "row").replace(",", "") if found.complete else "N rows"
         _indented(console, "Or set the bad rows aside, then look at rejects/:")
         console.print(Text(f'  --on-bad-row quarantine --max-bad "{amount}"'), soft_wrap=True)
-    if found.command == "convert":
+    if found.command in WRITING:
         console.print(Text("  Nothing was written."))
 
 

@@ -41,6 +41,8 @@ def test_a_row_too_long_is_refused_with_what_each_policy_would_lose(folder):
     for policy in ("drop", "keep_start", "keep_end", "per_part", "window"):
         assert re.search(rf"^ {policy} .*\d+ \(\d", found.stdout, re.M), found.stdout
     assert "DK702 over-max-length" in found.stdout
+    assert '--on-bad-row quarantine --max-bad "1 row"' in found.stdout
+    assert "Nothing was written." in found.stdout
     assert "\x1b" not in found.stdout + found.stderr
 
 
@@ -56,6 +58,9 @@ def test_format_show_verify_stats(folder):
     assert prepared["pad"]["token"] == "<|endoftext|>"
     assert prepared["engine"]["engine"] in ("fastokens", "tokenizers")
     assert prepared["chat_template"]["twin"] == "trl/qwen2_5_training.jinja"
+    person = run(folder, "format", "shards", "-o", "other", "--tokenizer", "tok")
+    assert "ledger: 9 rows in = 9 formatted; 9 rows out" in person.stdout
+    assert "1 shard in other" in person.stdout
     again = run(folder, "format", "shards", "-o", "ready", "--tokenizer", "tok")
     assert "already complete" in again.stdout
     other = run(folder, "format", "shards", "-o", "ready", "--tokenizer", "tok", "--train-on", "last")
