@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import orjson
+import pyarrow as pa
 
 from datakit import __version__, checks
 from datakit.detection import Detection, detect_rows, known_rows
@@ -121,6 +122,9 @@ class Plan:
     def format_name(self) -> str:
         names = dict.fromkeys("datakit" if f is None else f.name for f in self.formats)
         return "+".join(names)
+
+    def schema(self) -> pa.Schema:
+        return self.step.schema()
 
     def to_json(self) -> dict[str, Any]:
         delimiters = {source.path: source.delimiter for source in self.sources if source.delimiter}

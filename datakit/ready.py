@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
+import pyarrow as pa
 
 from datakit import __version__, checks, easydel, fit, pack
 from datakit.errors import UnreadableInput, UsageError
@@ -148,6 +149,9 @@ class FormatPlan:
     @property
     def format_name(self) -> str:
         return "datakit"
+
+    def schema(self) -> pa.Schema:
+        return self.step.schema()
 
     def to_json(self) -> dict[str, Any]:
         layout = self.step.layout

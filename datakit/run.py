@@ -25,7 +25,7 @@ from datakit.reading.decode import File, is_remote
 from datakit.reading.limits import BATCH_ROWS, BLOCK
 from datakit.reading.sources import Source
 from datakit.report import Budget, Report, Summary, failing, summarise
-from datakit.schema import COLUMN_DOCS, OPTIONAL, PROVENANCE, Layout
+from datakit.schema import COLUMN_DOCS, KEPT, OPTIONAL, PROVENANCE, Layout
 from datakit.step import Result
 from datakit.tally import Tally
 from datakit.terminal import plural
@@ -88,6 +88,7 @@ class Plan(Protocol):
     def detections(self) -> Sequence[Detection | None]: ...
     @property
     def step(self) -> Step: ...
+    def schema(self) -> pa.Schema: ...
     @property
     def format_name(self) -> str: ...
     def to_json(self) -> dict[str, Any]: ...
@@ -478,7 +479,16 @@ def _inputs(plan: Plan, seen: Seen) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- the commit
 
 
-def commit(plan: Plan, seen: Seen, report: Report, transaction: Transaction, started: float) -> None:
+class Settled(Protocol):
+    """What a commit needs to know of a plan."""
+
+    @property
+    def splits(self) -> Iterable[str]: ...
+    def schema(self) -> pa.Schema: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def commit(plan: Settled, seen: Seen, report: Report, transaction: Transaction, started: float) -> None:
     """Write manifest and card, and let the output appear.
 
     Raises:
@@ -500,8 +510,8 @@ def commit(plan: Plan, seen: Seen, report: Report, transaction: Transaction, sta
         written = sum(rows_in(transaction.parts / shard["part"]) for shard in seen.shards)
     if written != seen.tally.rows_out or sum(r["rows"] for r in rejects) != report.rows_rejected:
         raise InternalError(f"the shards hold {written} rows, the ledger says {seen.tally.rows_out}")
-    schema = plan.step.schema()
-    docs = {**COLUMN_DOCS, **{c.name: c.doc for c in (*OPTIONAL, *PROVENANCE)}}
+    schema = plan.schema()
+    docs = {**COLUMN_DOCS, **{c.name: c.doc for c in (*OPTIONAL, *PROVENANCE, *KEPT)}}
     body = {
         "datakit_manifest": manifest.VERSION,
         "tool": __version__,

@@ -51,6 +51,11 @@ META: Final = "dk_meta"
 LENGTH: Final = "dk_length"
 TRAINED: Final = "dk_trained"
 
+# Columns that `datakit mix` and `datakit unpair` add.
+MIXED: Final = "dk_mixed_from"
+PAIR_ID: Final = "dk_pair_id"
+SIDE: Final = "dk_side"
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -220,6 +225,13 @@ PROVENANCE: Final[tuple[Column, ...]] = (
     Column(SOURCE, "text", "the input file, as it was typed"),
     Column(ROW, "int", "line of the file (JSON Lines), else row number, from 1"),
     Column(META, "json", "input keys that no trainer column took, with their values", True),
+)
+
+# Exist where a verb that writes shards from shards has added them; those that lie on later ones keep them.
+KEPT: Final[tuple[Column, ...]] = (
+    Column(MIXED, "text", "the source in the recipe that the row was taken from"),
+    Column(PAIR_ID, "text", "the same for the two rows that were one pair"),
+    Column(SIDE, "text", "chosen or rejected: the side of the pair that the row was"),
 )
 
 # Trainers look for any of these; a side column must not bear such a name.

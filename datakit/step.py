@@ -30,7 +30,21 @@ from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
 from datakit.reading.rows import may_escape, parse_row
-from datakit.schema import ARROW, ID, LENGTH, META, OPTIONAL, PROVENANCE, ROW, SOURCE, TRAINED, Layout, Type, layout
+from datakit.schema import (
+    ARROW,
+    ID,
+    KEPT,
+    LENGTH,
+    META,
+    OPTIONAL,
+    PROVENANCE,
+    ROW,
+    SOURCE,
+    TRAINED,
+    Layout,
+    Type,
+    layout,
+)
 from datakit.tally import Tally
 from datakit.terminal import plural
 
@@ -372,7 +386,7 @@ def _by(format: Format, row: Row, context: Context) -> list[tuple[Record, Layout
 def _canonical(row: Row) -> tuple[Record, Layout, Row]:
     """A row of a shard as it was written."""
     rest = row.get(META) or {}
-    names = (ID, META, LENGTH, TRAINED)
+    names = (ID, META, LENGTH, TRAINED, *(column.name for column in KEPT))
     record = {k: v for k, v in row.items() if k not in names and not (v is None and k in ("tools", "images"))}
     if record.get("chat_template_kwargs") == {}:
         del record["chat_template_kwargs"]

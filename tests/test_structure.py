@@ -55,6 +55,7 @@ LEVELS = [
     ["plan", "shards"],
     ["ready"],
     ["run", "describe", "jsonschema"],
+    ["rewrite"],
     ["api"],
     ["preparation", "screen"],
     ["tokenview"],
