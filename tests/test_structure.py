@@ -59,11 +59,13 @@ LEVELS = [
     ["api"],
     ["preparation", "screen"],
     ["tokenview"],
+    ["commands.group"],
+    ["commands.converting", "commands.formatting"],
     ["cli"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-PACKAGES = {"", "reading", "output", "templates", "tokens"}  # docstrings and public names only
+PACKAGES = {"", "commands", "reading", "output", "templates", "tokens"}  # docstrings and public names only
 
 
 def _modules():
