@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from datakit import easydel
 from datakit.checks import CHECKS
-from datakit.errors import DatakitError, UsageError
+from datakit.errors import UsageError
 from datakit.findings import BadRow, Finding, decisive
 from datakit.methods import METHODS
 from datakit.reading.blocks import Block
@@ -457,17 +457,6 @@ def probe(path: str, step: Mapping[str, Any], files: Sequence[str], count: int) 
             break
     _at_hand = formatter
     return {"refused": "", "changing": changing, "verdict": formatter.encoder.compare(texts[:count])}
-
-
-def warm(path: str, step: Mapping[str, Any]) -> None:
-    """Load template and tokenizer while another worker is asked `probe`; its answer says whether they are of use."""
-    global _at_hand  # noqa: PLW0603
-    from datakit.templates.environment import Refused
-
-    try:
-        _at_hand = Formatter(FormatStep.from_json(step))
-    except (Refused, DatakitError):
-        _at_hand = None
 
 
 def pieces(path: str, tokenizer: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[list[str]]:

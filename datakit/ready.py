@@ -214,8 +214,8 @@ def make(request: FormatRequest, pool: Pool, encode: bool = True) -> FormatPlan:
         encode=encode,
         columns=request.layout,
     )
-    found_out = pool.ask_with(
-        "probe", "warm", tokenizer.path, step.to_json(), [path for s in found for path in s.files or []], SAMPLE
+    found_out = pool.ask(
+        "probe", tokenizer.path, step.to_json(), [path for s in found for path in s.files or []], SAMPLE
     )
     if found_out["refused"]:
         raise UsageError(f"the chat template of {tokenizer.path} cannot be used: {found_out['refused']}")

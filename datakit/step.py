@@ -198,7 +198,8 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
         tally.see(note, [source.path, block.first, "", CHECKS[note].rule].copy)
     format = None if sink.canonical else _format_of(orjson.dumps(source.format))
     others = [_format_of(orjson.dumps(other)) for other in source.others]
-    units = _units(block, tally, _short_way(sink, format, block))
+    escapes = block.rows is None and may_escape(block.payload)
+    units = _units(block, tally, escapes, _short_way(sink, format, block, escapes))
     for unit in _grouped(units, format) if format and format.group else units:
         _convert_unit(sink, unit, format, others)
     tally.single += sink.plain
@@ -208,7 +209,7 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
     return _finish(sink)
 
 
-def _units(block: Block, tally: Tally, short: Short) -> Iterator[_Unit]:
+def _units(block: Block, tally: Tally, escapes: bool, short: Short) -> Iterator[_Unit]:
     """The rows of a block, decoded; without those that have gone the short way."""
     if block.rows is not None:
         for number, row in read_rows(block.rows, block.first):
@@ -216,7 +217,6 @@ def _units(block: Block, tally: Tally, short: Short) -> Iterator[_Unit]:
             if not short(row, number, ""):
                 yield _Unit(number, row, row)
         return
-    escapes = may_escape(block.payload)
     for index, (number, data, offset) in enumerate(_numbered(block)):
         if not data or data.isspace():
             tally.blank += 1
@@ -317,7 +317,7 @@ def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[
         _keep(sink, unit, record, rest)
 
 
-def _short_way(sink: _Sink, format: Format | None, block: Block) -> Short:
+def _short_way(sink: _Sink, format: Format | None, block: Block, escapes: bool) -> Short:
     """Takes rows that are as plain as most: one record, no findings, nothing to reshape. False leaves a row alone."""
     plan = sink.plan
     read = None
@@ -326,7 +326,7 @@ def _short_way(sink: _Sink, format: Format | None, block: Block) -> Short:
     if read is None:
         return lambda row, number, origin: False
     kept, path = sink.kept, sink.source.path
-    tags = block.rows is not None or may_escape(block.payload) or b">" in block.payload
+    tags = block.rows is not None or escapes or b">" in block.payload
 
     def take(row: Row, number: int, origin: str) -> bool:
         messages = read(row, tags)

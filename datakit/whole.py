@@ -5,9 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from typing import Any, Final
 
 from datakit.checks import kto, preference
 from datakit.reading.splits import options, told_by_names
@@ -30,6 +28,10 @@ class SetFinding:
     note: str
     rows: int = 0
     places: Sequence[Sequence[Any]] = ()
+
+
+FEW: Final = 200_000
+"""Keys up to which they are compared without numpy, whose import takes as long."""
 
 
 @dataclass(slots=True)
@@ -58,8 +60,12 @@ class Keys:
         Args:
             mask: bits of the last byte to leave out of the comparison.
         """
-        if len(self.data) < 32:
-            return
+        if len(self.data) < 16 * FEW:
+            firsts = memoryview(self.data).cast("Q")[::2].tolist()
+            if len(set(firsts)) == len(firsts):
+                return
+        import numpy as np
+
         halves = np.frombuffer(self.data, dtype="<u8").reshape(-1, 2)
         order = np.argsort(halves[:, 0], kind="stable")
         ordered = halves[order, 0]

@@ -3,6 +3,9 @@
 It is started with this module alone, so it never imports the program that uses datakit, needs no `__main__` guard and
 inherits no threads. It ends when its input does, so it cannot outlive a parent that was killed.
 
+The first worker of a pool can multiply: once it has imported and loaded what a run needs, it forks itself, and each
+copy serves a pipe of its own. That is done only while it has no threads, which would be missing in the copies.
+
 A message is a JSON header and any number of byte strings, each with its length before it.
 """
 
@@ -16,6 +19,7 @@ import traceback
 from array import array
 from collections.abc import Callable, Mapping
 from io import IOBase
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import orjson
@@ -23,6 +27,7 @@ import pyarrow as pa
 
 from datakit.errors import DatakitError, UnreadableInput
 from datakit.limit import limit_memory
+from datakit.reading import columnar
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import columns_of, has_structs, layout_of, peek
 from datakit.step import Result, StepPlan
@@ -62,7 +67,6 @@ QUESTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     "structs": has_structs,
     "peek": peek,
     "probe": _of_formatter("probe"),
-    "warm": _of_formatter("warm"),
     "pieces": _of_formatter("pieces"),
 }
 """What a worker is asked about files, templates and tokenizers, which only workers open."""
@@ -147,10 +151,42 @@ def _plan(value: Mapping[str, Any]) -> StepPlan | FormatStep:
     return FormatStep.from_json(value)
 
 
-def main(tokenizer: str = "") -> None:
+def _alone() -> bool:
+    """Whether this process can be forked, since all its other threads belong to libraries that see to that themselves.
+
+    Those are one of the allocator and, once a Parquet file was read, the one that Arrow reads with (ARROW_IO_THREADS).
+    Any other may be one that a tokenizer waits for, and would be missing in the copies.
+    """
+    names = [(task / "comm").read_text("utf-8").strip() for task in Path("/proc/self/task").iterdir()]
+    return sum(name != "jemalloc_bg_thd" for name in names) <= 1 + columnar.has_read()
+
+
+def _fork(siblings: list[int]) -> list[int] | tuple[int, int]:
+    """The pids of copies of this process, one for each pair of pipe ends; in a copy, its pair.
+
+    No copies, and an empty list, where there are threads.
+    """
+    if not _alone():
+        return []
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
+    pids: list[int] = []
+    for at in range(0, len(siblings), 2):
+        pid = os.fork()
+        if not pid:
+            own = siblings[at : at + 2]
+            for end in siblings:
+                if end not in own:
+                    os.close(end)
+            return own[0], own[1]
+        pids.append(pid)
+    return pids
+
+
+def main(siblings: str = "", tokenizer: str = "") -> None:
     """Serve requests until the input ends.
 
     Args:
+        siblings: ends of pipes, two for each worker that may be forked off this one: its input and its output.
         tokenizer: one that will be asked for; it is loaded while nothing else is to be done yet.
     """
     if tokenizer:
@@ -159,10 +195,14 @@ def main(tokenizer: str = "") -> None:
         _confine()
         encode.load_early(tokenizer)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=1 << 20)
+    sink = os.dup(1)
     os.dup2(2, 1)  # nothing that a library prints may end up among the results
     gc.freeze()
     gc.disable()  # rows are trees without cycles; looking for some costs a third of the time
+    _serve(sys.stdin.buffer, os.fdopen(sink, "wb", buffering=1 << 20), [int(end) for end in siblings.split(",") if end])
+
+
+def _serve(source: IO[bytes], sink: IO[bytes], siblings: list[int]) -> None:
     run: Callable[[Block], Result] | None = None
     while (message := read_message(source)) is not None:
         (request, value), parts = message
@@ -172,6 +212,17 @@ def main(tokenizer: str = "") -> None:
             elif request == "plan":
                 run = _plan(value).start()
                 write_message(sink, ["ok", None])
+            elif request == "fork":
+                made = _fork(siblings)
+                if isinstance(made, tuple):
+                    source.close()
+                    sink.close()
+                    source, sink = os.fdopen(made[0], "rb", 1 << 20), os.fdopen(made[1], "wb", 1 << 20)
+                else:
+                    for end in siblings:
+                        os.close(end)
+                    write_message(sink, ["ok", made])
+                siblings = []
             elif run is not None:
                 write_result(sink, run(unpack_block(value, parts[0])))
         except BrokenPipeError:

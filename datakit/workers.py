@@ -6,7 +6,6 @@ that row is rejected with DK121; a Parquet or Arrow file cannot be halved safely
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 from collections import Counter, deque
@@ -51,8 +50,8 @@ class _Died(Exception):
 class _Worker:
     """One process and its pipe. Only one thread speaks to it at a time."""
 
-    def __init__(self, arrays: bool) -> None:
-        self.process = launch.take(arrays)
+    def __init__(self, process: launch.Process) -> None:
+        self.process = process
         self.plan: Step | None = None
 
     def prepare(self, plan: Step) -> None:
@@ -78,12 +77,9 @@ class _Worker:
             timer.cancel()
 
     def _ask(self, request: str, value: Any, *parts: bytes) -> tuple[Any, list[bytes]]:
-        stdin, stdout = self.process.stdin, self.process.stdout
-        if stdin is None or stdout is None:
-            raise errors.InternalError("a worker without pipes")
         try:
-            write_message(stdin, [request, value], *parts)
-            message = read_message(stdout)
+            write_message(self.process.stdin, [request, value], *parts)
+            message = read_message(self.process.stdout)
         except (BrokenPipeError, EOFError, OSError, ValueError):
             message = None
         if message is None:
@@ -100,24 +96,21 @@ class _Worker:
     def result(self, answer: Any, parts: list[bytes]) -> Result:
         """The result that an answer announces."""
         try:
-            if self.process.stdout is None:
-                raise EOFError
             return read_result(self.process.stdout, answer, parts)
         except (EOFError, OSError, ValueError, pa.ArrowException):
             self.process.kill()
             raise _Died(self.process.wait()) from None
 
-    def close(self) -> None:
-        self.process.kill()  # first: a thread that waits for an answer holds the stream
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    stream.close()
-        self.process.wait()
+    def multiply(self) -> list[_Worker]:
+        """The workers that fork off this one; none where it cannot."""
+        if not self.process.siblings:
+            return []
+        pids, _ = self.ask("fork", None, seconds=PATIENCE)
+        return [_Worker(process) for process in self.process.forked(pids)] if pids else []
 
 
 class Pool:
-    """Worker processes for the time of one run.
+    """Worker processes for the time of one run. Questions go to the first; the others are there once blocks come.
 
     Args:
         count: how many; at least one.
@@ -132,8 +125,8 @@ class Pool:
         self._lock = threading.Lock()
         self._closed = False
         self.stopped = 0
-        for _ in range(self.count):
-            self._start(None)
+        for process in launch.take(self.count, arrays):
+            self._add(_Worker(process))
 
     def __enter__(self) -> Self:
         return self
@@ -147,16 +140,33 @@ class Pool:
         with self._lock:
             self._closed = True
             for worker in self._all:
-                worker.close()
+                worker.process.close()
             self._all.clear()
 
-    def _start(self, plan: Step | None) -> None:
-        worker = _Worker(self.arrays)
+    def _add(self, worker: _Worker) -> None:
         with self._lock:
             self._all.append(worker)
+        self._idle.put(worker)
+
+    def _start(self, plan: Step | None) -> None:
+        worker = _Worker(launch.another(self.arrays))
         if plan is not None:
             worker.prepare(plan)
-        self._idle.put(worker)
+        self._add(worker)
+
+    def _fill(self, plan: Step) -> None:
+        """All workers, before the first block: copies of the first, or started anew where it cannot be copied."""
+        if len(self._all) == 1 and self.count > 1:
+            first = self._idle.get()
+            try:
+                first.prepare(plan)
+                for worker in first.multiply():
+                    worker.plan = plan
+                    self._add(worker)
+            finally:
+                self._idle.put(first)
+        while len(self._all) < self.count:
+            self._add(_Worker(launch.another(self.arrays)))
 
     def ask(self, request: str, *value: Any) -> Any:
         """One question to one worker; its first argument is a file. See `worker.QUESTIONS`.
@@ -176,27 +186,13 @@ class Pool:
         self._idle.put(worker)
         return answer
 
-    def ask_with(self, request: str, others: str, *value: Any) -> Any:
-        """One question to one worker, while all others are asked another one about the same first two values."""
-        with ThreadPoolExecutor(self.count) as threads:
-            answer = threads.submit(self.ask, request, *value)
-            rest = [threads.submit(self.ask, others, *value[:2]) for _ in range(self.count - 1)]
-            try:
-                found = answer.result()
-                for other in rest:
-                    other.result()
-            except BaseException as error:
-                self._abandon(error)
-                raise
-        return found
-
     def _abandon(self, error: BaseException) -> None:
         """Let threads end whose workers are busy: after a signal nobody waits for an answer."""
         if not isinstance(error, Exception | GeneratorExit):
             self.close()
 
     def _replace(self, worker: _Worker, plan: Step | None) -> None:
-        worker.close()
+        worker.process.close()
         with self._lock:
             if self._closed:
                 raise errors.InternalError("the pool is closed")
@@ -272,6 +268,7 @@ class Pool:
 
     def map(self, blocks: Iterable[Block], plan: Step) -> Iterator[tuple[Block, list[Result]]]:
         """Blocks with their results, in order. At most two blocks per worker are held."""
+        self._fill(plan)
         with ThreadPoolExecutor(self.count) as threads:
             waiting: deque[tuple[Block, Future[list[Result]]]] = deque()
             try:

@@ -60,6 +60,7 @@ def convert(as_json: bool, **options: Any) -> None:
     datakit convert --split train='raw/tr*.jsonl' --split test='raw/te*.jsonl' -o shards/
     """
     launch.start_ahead(launch.workers(options["workers"]))
+    launch.arrow_alone()
     with progress_of("converting", options["inputs"], options["split"]) as progress:
         report = datakit.convert(**options, progress=progress)
     done(report, as_json)
@@ -86,6 +87,7 @@ def validate(as_json: bool, **options: Any) -> None:
     datakit validate shards/ --fail-on warning --json > report.json
     """
     launch.start_ahead(launch.workers(options["workers"]))
+    launch.arrow_alone()
     with progress_of("validating", options["inputs"], options["split"]) as progress:
         report = datakit.validate(**options, progress=progress)
     done(report, as_json)

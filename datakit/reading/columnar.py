@@ -59,7 +59,7 @@ class _Cursor:
             import pyarrow.parquet as pq
 
             file = pq.ParquetFile(path, page_checksum_verification=True)
-            self.batches = iter(file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part]))
+            self.batches = iter(file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part], use_threads=False))
         else:
             whole = next(batch for index, batch in enumerate(_batches(path)) if index == part)
             starts = range(0, max(1, whole.num_rows), BATCH_ROWS)
@@ -81,6 +81,11 @@ class _Cursor:
 
 
 _cursor: _Cursor | None = None
+
+
+def has_read() -> bool:
+    """Whether this process has read rows, and so has Arrow's thread for that."""
+    return _cursor is not None
 
 
 def read_batches(rows: Rows) -> Iterator[pa.RecordBatch]:

@@ -105,7 +105,9 @@ class Encoder:
     def preload(self) -> None:
         """Begin to load the fast engine beside other work, which takes most of a second and no lock of Python."""
         if self._loading is None:
-            self._loading = ThreadPoolExecutor(1).submit(self._load_fast)
+            thread = ThreadPoolExecutor(1)
+            self._loading = thread.submit(self._load_fast)
+            thread.shutdown(wait=False)  # a process that is left with a thread cannot be forked
 
     def encode(self, texts: Sequence[str], special: bool = False) -> list[Ids]:
         """The ids of every text.
