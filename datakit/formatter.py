@@ -225,6 +225,13 @@ class Formatter:
         self.plan, self.encoder.verdict = plan, plan.verdict  # type: ignore[assignment]
 
     @cached_property
+    def needed(self) -> tuple[str, ...] | None:
+        """The columns of shards that are read; None for all, where rows go on as they are."""
+        if self.plan.render_only or self.method.ids in ("", "reward"):  # a reward's margin may stand anywhere
+            return None
+        return (*self.columns, *self.plan.optional, ID, SOURCE, ROW)
+
+    @cached_property
     def columns(self) -> list[str]:
         return [column.name for column in self.plan.source.columns]
 
@@ -234,7 +241,7 @@ class Formatter:
         """Run the step on one block."""
         state = _Block(self.plan, self.plan.sources[block.source].path)
         assert block.rows is not None  # shards are read by rows
-        rows = [row for batch in read_batches(block.rows) for row in self._jobs(batch, state)]
+        rows = [row for batch in read_batches(block.rows, self.needed) for row in self._jobs(batch, state)]
         if self.plan.render_only or not self.method.ids:
             return self._texts(rows, state)
         from datakit.sequences import finish
@@ -247,7 +254,7 @@ class Formatter:
         for file in files:
             rows = layout_of(file)
             for part in sorted({0, len(rows) // 2}) if rows else ():
-                for batch in read_batches((file, part, 0, min(rows[part][0], count))):
+                for batch in read_batches((file, part, 0, min(rows[part][0], count)), self.needed):
                     yield from self._jobs(batch, state)
 
     def _jobs(self, batch: pa.RecordBatch, state: _Block) -> Iterator[_Row]:

@@ -165,11 +165,15 @@ class Jobs:
     def _conversation(self, record: Record) -> Job:
         messages, tools, kwargs = record["messages"], record.get("tools"), record.get("chat_template_kwargs")
         text, proof = self._for(tools).prove(messages, tools, kwargs)
-        head = self._head(messages, tools, kwargs, text) if self.windows and len(text.encode()) > self.windows else 0
+        head = self._head(messages, tools, kwargs, text) if self._may_be_long(text) else 0
         edges = [head] * (head > 0) + [span.end for span in proof.spans[:-1]]
         job = Job({"text": Text(text, self._chosen(messages, text, proof), edges=edges, head=head)})
         job.notes = _notes(proof, "messages")
         return job
+
+    def _may_be_long(self, text: str) -> bool:
+        """Whether a text may have more tokens than a row; it has at most as many as bytes, and four of those a letter."""
+        return self.windows is not None and 4 * len(text) > self.windows and len(text.encode()) > self.windows
 
     def _head(self, messages: Sequence[Message], tools: Any, kwargs: Any, text: str) -> int:
         """Where the system messages and the tools end, as far as the template prints them first and alone."""

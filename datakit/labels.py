@@ -8,7 +8,7 @@ to the prompt's; they are counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ IGNORED: Final = -100
 """The label of a token that is not trained."""
 
 Ids = NDArray[np.int32]
-Places = NDArray[np.int64]
+Places = NDArray[Any]
 ByteSpan = tuple[int, int]
 
 
@@ -35,39 +35,34 @@ class Labelled(NamedTuple):
     straddling: Places
 
 
-def label(ids: Ids, offsets: Places, starts: Places, ends: Places, spans: Sequence[Sequence[ByteSpan]]) -> Labelled:
+def label(
+    ids: Ids, offsets: Places, starts: Places, ends: Places, bases: Places, spans: Sequence[Sequence[ByteSpan]]
+) -> Labelled:
     """The labels of a batch of texts.
 
     Args:
         ids: of all texts, one after the other.
         offsets: where each text's ids begin, and the end.
-        starts, ends: byte positions of each token in its own text.
-        spans: for each text, disjoint spans in order, in bytes.
+        starts, ends: byte positions of each token in the texts joined.
+        bases: where each text begins there, and the end.
+        spans: for each text, disjoint spans in order, in bytes from its own start.
     """
     rows = len(offsets) - 1
-    counts = np.diff(offsets)
-    last = np.zeros(rows, np.int64)
-    filled = counts > 0
-    last[filled] = ends[offsets[1:][filled] - 1]
-    begins = np.concatenate(([0], np.cumsum(last + 1)))[:-1]  # texts one byte apart, so that borders cannot touch
-    shift = np.repeat(begins, counts)
-    wide_starts, wide_ends = starts + shift, ends + shift
     number = np.repeat(np.arange(rows), [len(own) for own in spans])
-    flat = np.array([span for own in spans for span in own], np.int64).reshape(-1, 2) + begins[number][:, None]
-    first = np.searchsorted(wide_ends, flat[:, 0], "right")
-    after = np.maximum(np.searchsorted(wide_starts, flat[:, 1], "left"), first)
-    depth = np.zeros(len(ids) + 1, np.int64)
-    np.add.at(depth, first, 1)
-    np.add.at(depth, after, -1)
-    mask = np.cumsum(depth[:-1]) > 0
-    total = np.concatenate(([0], np.cumsum(mask)))
+    flat = np.array([span for own in spans for span in own], np.int64).reshape(-1, 2) + bases[number][:, None]
+    begin, end = flat.astype(starts.dtype).T  # as the positions are, since searching would make them so
+    first = np.searchsorted(ends, begin, "right")
+    after = np.maximum(np.searchsorted(starts, end, "left"), first)
     used = after > first
-    early = used & (wide_starts[np.minimum(first, len(ids) - 1)] < flat[:, 0]) if len(ids) else used
-    late = used & (wide_ends[np.maximum(after - 1, 0)] > flat[:, 1]) if len(ids) else used
+    early = used & (starts[np.minimum(first, len(ids) - 1)] < begin) if len(ids) else used
+    late = used & (ends[np.maximum(after - 1, 0)] > end) if len(ids) else used
     straddling = np.bincount(number, weights=early.astype(np.int64) + late, minlength=rows).astype(np.int64)
-    return Labelled(
-        np.where(mask, ids, np.int32(IGNORED)).astype(np.int32), total[offsets[1:]] - total[offsets[:-1]], straddling
-    )
+    labels = np.full(len(ids), IGNORED, np.int32)
+    for low, high in zip(first.tolist(), after.tolist(), strict=True):
+        labels[low:high] = ids[low:high]
+    first[1:] = np.maximum(first[1:], after[:-1])  # a token that overlaps two spans counts once
+    trained = np.bincount(number, weights=np.maximum(after - first, 0), minlength=rows).astype(np.int64)
+    return Labelled(labels, trained, straddling)
 
 
 def to_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[ByteSpan]:

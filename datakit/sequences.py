@@ -18,7 +18,7 @@ from datakit import fit, pack
 from datakit.errors import UsageError
 from datakit.findings import Finding
 from datakit.labels import IGNORED, ByteSpan, Ids, Places, label, to_bytes
-from datakit.schema import ID, LENGTH, META, ROW, SOURCE, TRAINED
+from datakit.schema import ID, LENGTH, META, ROW, SOURCE, TRAINED, layout
 from datakit.terminal import plural
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ class _Batch:
         rows, texts: what they were made of.
         ids, labels: int32[tokens] of all.
         offsets: where each begins, and the end.
-        starts: bytes into its text at which each token begins.
-        sizes, trained: tokens, and trained tokens, of each.
+        starts: bytes into the texts joined at which each token begins.
+        bases: bytes into the texts joined at which each text begins, and the end.
+        trained: trained tokens of each.
+        sizes: tokens of each.
     """
 
     rows: Sequence[_Row]
@@ -57,13 +59,12 @@ class _Batch:
     labels: Ids
     offsets: Places
     starts: Places
+    bases: Places
+    trained: Places
     sizes: Places = field(init=False)
-    trained: Places = field(init=False)
 
     def __post_init__(self) -> None:
         self.sizes = np.diff(self.offsets)
-        total = np.concatenate(([0], np.cumsum(self.labels != IGNORED)))
-        self.trained = np.diff(total[self.offsets])
 
     def of(self, number: int) -> tuple[Ids, Ids]:
         """Ids and labels of one."""
@@ -73,7 +74,7 @@ class _Batch:
     def turns(self, number: int) -> tuple[list[int], int]:
         """Tokens at which a window of one may begin, and how many stretches from the start belong to its head."""
         text, size = self.texts[number], int(self.sizes[number])
-        starts = self.starts[self.offsets[number] : self.offsets[number + 1]]
+        starts = self.starts[self.offsets[number] : self.offsets[number + 1]] - self.bases[number]
         edges = [0]
         for place, _ in to_bytes(text.text, [(edge, edge) for edge in text.edges]):
             at = int(np.searchsorted(starts, place, "left"))
@@ -117,16 +118,17 @@ class _Sequences:
         texts = [row.job.texts["text"] for row in rows]
         plain = [text.text for text in texts]
         ids, offsets = self.formatter.encoder.encode_flat(plain)
-        starts, ends = self.formatter.positions.of_batch(plain, ids, offsets)
+        starts, ends, bases = self.formatter.positions.of_batch(plain, ids, offsets)
         spans = [to_bytes(text.text, text.spans) for text in texts]
-        labels, _, straddling = label(ids, offsets, starts, ends, spans)
+        labels, trained, straddling = label(ids, offsets, starts, ends, bases, spans)
         bad: dict[int, Finding] = {}
         if "steps" in rows[0].job.extra:
-            labels, bad = _stepwise(spans, offsets, ends, rows)
+            labels, bad = _stepwise(spans, offsets, ends, bases, rows)
+            trained = _trained_of(labels, offsets)
         for number in np.flatnonzero(straddling).tolist():
             note = Finding("DK713", "", f"{plural(int(straddling[number]), 'token')} over the border of a span")
             self.state.see(rows[number].place, [note])
-        batch = _Batch(rows, texts, ids, labels, offsets, starts)
+        batch = _Batch(rows, texts, ids, labels, offsets, starts, bases, trained)
         return (self._surrounded(batch) if texts[0].special else batch), bad
 
     def _surrounded(self, batch: _Batch) -> _Batch:
@@ -143,17 +145,23 @@ class _Sequences:
             ok and bool(text.spans) and text.spans[-1][1] == len(text.text)
             for ok, text in zip(plain, batch.texts, strict=True)
         ]
-        trained = np.hstack(
+        wanted = np.hstack(
             (np.repeat(np.array(first)[:, None], len(head), 1), np.repeat(np.array(last)[:, None], len(tail), 1))
         )
-        edge = np.array([0] * len(head) + [np.iinfo(np.int64).max] * len(tail))
+        edges = np.hstack(
+            (np.repeat(batch.bases[:-1, None], len(head), 1), np.repeat(batch.bases[1:, None], len(tail), 1))
+        )
+        labels = np.insert(batch.labels, places.ravel(), np.where(wanted.ravel(), ids, np.int32(IGNORED)))
+        offsets = offsets + np.arange(rows + 1) * (len(head) + len(tail))
         return _Batch(
             batch.rows,
             batch.texts,
             np.insert(batch.ids, places.ravel(), ids),
-            np.insert(batch.labels, places.ravel(), np.where(trained.ravel(), ids, np.int32(IGNORED))),
-            offsets + np.arange(rows + 1) * (len(head) + len(tail)),
-            np.insert(batch.starts, places.ravel(), np.tile(edge, rows)),
+            labels,
+            offsets,
+            np.insert(batch.starts, places.ravel(), edges.ravel()),
+            batch.bases,
+            _trained_of(labels, offsets),
         )
 
     def _two_beginnings(self, batch: _Batch) -> list[int]:
@@ -249,9 +257,8 @@ class _Sequences:
         tally.rows_out += packed.num_rows
         if packed.num_rows:
             tally.fanout["1"] += packed.num_rows
-            flat = np.asarray(arrays["labels"].values) != IGNORED
-            total = np.concatenate(([0], np.cumsum(flat)))[np.asarray(arrays["labels"].offsets)]
-            arrays[TRAINED] = pa.array(np.diff(total).astype(np.int32))
+            trained = _trained_of(np.asarray(arrays["labels"].values), np.asarray(arrays["labels"].offsets))
+            arrays[TRAINED] = pa.array(trained.astype(np.int32))
             arrays[LENGTH] = pa.array(np.diff(np.asarray(arrays["input_ids"].offsets)).astype(np.int32))
         else:
             arrays |= {LENGTH: [], TRAINED: []}
@@ -284,7 +291,10 @@ class _Answers:
     def finish(self, rows: Sequence[_Row]) -> Result:
         texts = [text for row in rows for text in row.job.texts.values()]
         encoded = self.formatter.encoder.encode([text.text for text in texts])
-        columns: dict[str, list[Any]] = {item.name: [] for item in self.plan.schema()} | {TRAINED: []}
+        renamed = {column.name for column in self.plan.layout.columns}
+        ids = [column.name for column in layout("tokenized", self.formatter.method.ids).columns]
+        others = [field.name for field in self.plan.schema() if field.name not in renamed]
+        columns: dict[str, list[Any]] = {name: [] for name in (*ids, *others, TRAINED)}
         at = 0
         for row in rows:
             count = len(row.job.texts)
@@ -388,6 +398,11 @@ def _bounds(sizes: Sequence[int]) -> Places:
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
 
 
+def _trained_of(labels: Ids, offsets: Places) -> Places:
+    """Trained tokens of each sequence."""
+    return np.diff(np.concatenate(([0], np.cumsum(labels != IGNORED)))[offsets])
+
+
 def _trained(labels: Ids) -> int:
     return int((labels != IGNORED).sum())
 
@@ -423,14 +438,15 @@ def _count_losses(
 
 
 def _stepwise(
-    marks: Sequence[Sequence[ByteSpan]], offsets: Places, ends: Places, rows: Sequence[_Row]
+    marks: Sequence[Sequence[ByteSpan]], offsets: Places, ends: Places, bases: Places, rows: Sequence[_Row]
 ) -> tuple[Ids, dict[int, Finding]]:
     """The labels of steps, each at the token of the line feed behind it; and rows where two steps share one."""
     labels = np.full(int(offsets[-1]), IGNORED, np.int32)
     bad: dict[int, Finding] = {}
     for number, row in enumerate(rows):
         begin, end = int(offsets[number]), int(offsets[number + 1])
-        places = begin + np.searchsorted(ends[begin:end], [mark for mark, _ in marks[number]], "right")
+        breaks = [int(bases[number]) + mark for mark, _ in marks[number]]
+        places = begin + np.searchsorted(ends[begin:end], breaks, "right")
         if len(set(places.tolist())) < len(places):
             bad[number] = Finding("DK710", "completions", "two steps end in one token, which can have one label")
         else:

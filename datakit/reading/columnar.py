@@ -17,6 +17,8 @@ from datakit.reading.limits import BATCH_ROWS
 Rows = tuple[str, int, int, int]
 """File, part (row group or record batch), first row and row after the last, both within the part."""
 
+Columns = tuple[str, ...] | None
+
 STRUCT_NOTE: Final = "DK311"
 
 _ALLOWED_EXTENSIONS: Final = ("arrow.json", "arrow.uuid", "arrow.bool8")
@@ -53,16 +55,19 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
 class _Cursor:
     """Goes forward through one part of one file, so that consecutive requests decode nothing twice."""
 
-    def __init__(self, path: str, part: int) -> None:
-        self.key, self.at = (path, part), 0
+    def __init__(self, path: str, part: int, columns: Columns) -> None:
+        self.key, self.at = (path, part, columns), 0
         if _is_parquet(path):
             import pyarrow.parquet as pq
 
             file = pq.ParquetFile(path, page_checksum_verification=True)
-            self.batches = iter(file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part], use_threads=False))
+            names = list(columns) if columns else None
+            batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part], columns=names, use_threads=False)
+            self.batches = iter(batches)
         else:
             whole = next(batch for index, batch in enumerate(_batches(path)) if index == part)
             starts = range(0, max(1, whole.num_rows), BATCH_ROWS)
+            whole = whole.select(list(columns)) if columns else whole
             self.batches = iter([whole.slice(start, BATCH_ROWS) for start in starts])
         self.held: pa.RecordBatch | None = None
         self.begin = self.end = 0
@@ -88,12 +93,12 @@ def has_read() -> bool:
     return _cursor is not None
 
 
-def read_batches(rows: Rows) -> Iterator[pa.RecordBatch]:
-    """Rows as batches, validated in full."""
+def read_batches(rows: Rows, columns: Columns = None) -> Iterator[pa.RecordBatch]:
+    """Rows as batches, validated in full; with the columns that are named, or all."""
     global _cursor  # noqa: PLW0603 - one open file per worker
     path, part, start, stop = rows
-    if _cursor is None or _cursor.key != (path, part) or _cursor.at > start:
-        _cursor = _Cursor(path, part)
+    if _cursor is None or _cursor.key != (path, part, columns) or _cursor.at > start:
+        _cursor = _Cursor(path, part, columns)
     for batch in _cursor.take(start, stop):
         batch.validate(full=True)
         yield batch

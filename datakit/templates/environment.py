@@ -28,6 +28,8 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from datakit.templates.blind import Sight, sight
+
 if TYPE_CHECKING:
     from jinja2.parser import Parser
     from jinja2.runtime import Context
@@ -156,6 +158,11 @@ class Environment(ImmutableSandboxedEnvironment):
             raise Refused(f"compiling it takes more than {SECONDS:g} s") from None
         except (MemoryError, RecursionError, OverflowError, SyntaxError, ValueError) as error:
             raise Refused(f"it does not compile: {type(error).__name__}") from None
+
+    def sight_of(self, source: str) -> Sight:
+        """What a template that compiles does with texts."""
+        with deadline():
+            return sight(self.parse(source), pinned=self.now is not None)
 
     def render_template(self, template: Compiled, variables: Variables) -> Any:
         """The text of one row.

@@ -5,6 +5,9 @@ a row has been proven, its fixed text is kept as a skeleton. For another row wit
 with that row's texts; if the result equals what the template printed, every character has the same origin as in the
 proven row, and the spans follow from the lengths. A row that differs in any character goes the long way and teaches a
 new skeleton. Nothing is guessed: a skeleton decides where data stands, and equality decides whether it may.
+
+Where the template is known to look at no text (`blind`), the skeleton says what it prints, and only every 64th such row
+is rendered, to see that it does.
 """
 
 from __future__ import annotations
@@ -47,35 +50,36 @@ class Skeletons:
         self._known: dict[Key, list[_Skeleton]] = {}
         self.hits = self.misses = 0
 
-    def match(
-        self, messages: Sequence[Mapping[str, Any]], text: str, tools: Any, kwargs: Mapping[str, Any] | None
-    ) -> Proof | None:
+    def predict(self, key: Key, messages: Sequence[Mapping[str, Any]], trims: bool) -> tuple[str, Proof] | None:
+        """What a blind template prints for a row of this shape, and its proof; None where none was proven yet.
+
+        Args:
+            trims: whether the template may take white space off a text; a row with any is then not predicted.
+        """
+        variants = self._known.get(key)
+        if not variants:
+            return None
+        texts = [message["content"] for message in messages]
+        if trims and any(text[0].isspace() or text[-1].isspace() for text in texts):
+            return None
+        self.hits += 1
+        return _mixed(variants[0], texts), _fill(variants[0], texts)
+
+    def match(self, key: Key | None, messages: Sequence[Mapping[str, Any]], text: str) -> Proof | None:
         """The proof of a row that a skeleton fits."""
-        key = _key(messages, tools, kwargs)
         for known in self._known.get(key, ()) if key is not None else ():
             texts = [
                 FORMS[form](m["content"]) if form else m["content"]
                 for m, form in zip(messages, known.forms, strict=True)
             ]
-            mixed = [""] * (2 * len(texts) + 1)
-            mixed[0::2] = known.fixed
-            mixed[1::2] = texts
-            if "".join(mixed) == text:
+            if _mixed(known, texts) == text:
                 self.hits += 1
                 return _fill(known, texts)
         self.misses += 1
         return None
 
-    def learn(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        output: Output,
-        proof: Proof,
-        tools: Any,
-        kwargs: Mapping[str, Any] | None,
-    ) -> None:
+    def learn(self, key: Key | None, messages: Sequence[Mapping[str, Any]], output: Output, proof: Proof) -> None:
         """Keep the skeleton of a proven row, if it is plain and every text stands in it once."""
-        key = _key(messages, tools, kwargs)
         if key is None or proof.lost:
             return
         if [run.origin for run in output.data] != [(number, "content", 0) for number in range(len(messages))]:
@@ -100,8 +104,8 @@ class Skeletons:
         del variants[VARIANTS:]
 
 
-def _key(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str, Any] | None) -> Key | None:
-    """The shape of a plain row; None for other rows."""
+def shape(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str, Any] | None) -> Key | None:
+    """The key of a plain row; None for other rows."""
     if tools:
         return None
     roles = []
@@ -112,6 +116,14 @@ def _key(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str,
         roles.append(message["role"])
     key = tuple(roles)
     return (key, orjson.dumps(kwargs, option=orjson.OPT_SORT_KEYS)) if kwargs else key
+
+
+def _mixed(known: _Skeleton, texts: Sequence[str]) -> str:
+    """The fixed text with the texts in it."""
+    mixed = [""] * (2 * len(texts) + 1)
+    mixed[0::2] = known.fixed
+    mixed[1::2] = texts
+    return "".join(mixed)
 
 
 def _fill(known: _Skeleton, texts: Sequence[str]) -> Proof:

@@ -9,10 +9,12 @@ from typing import Any
 
 from jinja2.environment import Template as Compiled
 
+from datakit.errors import InternalError
+from datakit.templates.blind import Sight
 from datakit.templates.compiler import TrackedEnvironment, as_tracked
 from datakit.templates.environment import Environment, Refused, variables
 from datakit.templates.output import Interval, Output, read
-from datakit.templates.skeletons import Skeletons
+from datakit.templates.skeletons import Skeletons, shape
 from datakit.templates.spans import Proof, Prover, Row, Unproven
 
 Messages = Sequence[Mapping[str, Any]]
@@ -45,6 +47,8 @@ class Template:
         self.compiled = self.environment.compile_template(source)
         self.prover = Prover(ends)
         self.skeletons = Skeletons()
+        self.sight = self.environment.sight_of(source)
+        self.predicted = 0
 
     @cached_property
     def _tracked(self) -> tuple[TrackedEnvironment, Compiled]:
@@ -92,8 +96,14 @@ class Template:
             Refused: the template refuses the row.
             Unproven: the law cannot be shown; with the reason.
         """
+        key = shape(messages, tools, kwargs)
+        if key is not None and self.sight is not Sight.LOOKS:
+            made = self.skeletons.predict(key, messages, self.sight is Sight.TRIMS)
+            if made is not None:
+                self._look_at(made[0], messages, tools, kwargs)
+                return made
         text = self.render(messages, tools, kwargs)
-        known = self.skeletons.match(messages, text, tools, kwargs)
+        known = self.skeletons.match(key, messages, text)
         if known is not None:
             return text, known
         try:
@@ -114,8 +124,17 @@ class Template:
             proof = self.prover.prove(row, self._marks(output, messages, tools, kwargs))
         except Refused as refused:
             raise Unproven(f"a part of the conversation cannot be rendered: {refused}") from None
-        self.skeletons.learn(messages, output, proof, tools, kwargs)
+        self.skeletons.learn(key, messages, output, proof)
         return text, proof
+
+    def _look_at(self, text: str, messages: Messages, tools: Any, kwargs: Mapping[str, Any] | None) -> None:
+        """Render every 64th row whose text was predicted, and compare."""
+        self.predicted += 1
+        if self.predicted % 64 == 1 and self.render(messages, tools, kwargs) != text:
+            raise InternalError(
+                "a chat template that was read as blind prints a row otherwise than predicted",
+                "Please report the template.",
+            )
 
     def _marks(
         self, output: Output, messages: Messages, tools: Any, kwargs: Mapping[str, Any] | None

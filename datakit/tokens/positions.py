@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from datakit.tokens.encode import Encoder, Ids, Offsets
 from datakit.tokens.load import Tokenizer, added_of, definition_of, steps_of, vocabulary_of
 
-Places = NDArray[np.int64]
-"""Byte positions in the UTF-8 of a text."""
+Places = NDArray[Any]
+"""Byte positions in the UTF-8 of a text, or of several joined: 32-bit integers where they suffice, else 64-bit ones."""
 
 LINE: Final = "\u2581"
 """What SentencePiece writes for a space."""
@@ -76,16 +76,28 @@ class Positions:
             found = to_bytes(text, pairs[:, 0]), to_bytes(text, pairs[:, 1])
         return found
 
-    def of_batch(self, texts: Sequence[str], ids: Ids, offsets: Offsets) -> tuple[Places, Places]:
-        """The same for many texts as `Encoder.encode_flat` gives them; positions count from the start of each text."""
-        found = self._surfaces.positions_of_batch(texts, ids, offsets)
+    def of_batch(self, texts: Sequence[str], ids: Ids, offsets: Offsets) -> tuple[Places, Places, Places]:
+        """The same for many texts as `Encoder.encode_flat` gives them.
+
+        Returns:
+            First byte and end of each token in the texts joined, and where each text begins there, with the end.
+        """
+        joined = "".join(texts)
+        sizes = list(map(len, texts)) if joined.isascii() else [len(text.encode()) for text in texts]
+        bases = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(sizes, out=bases[1:])
+        found = self._surfaces.positions_of_batch(joined, bases, ids, offsets)
         if found is not None:
             self.texts += len(texts)
-            return found
+            return (*found, bases)
         borders = offsets.tolist()
         rows = [self.of(text, ids[borders[at] : borders[at + 1]]) for at, text in enumerate(texts)]
         empty = np.empty(0, np.int64)
-        return np.concatenate([empty, *(row[0] for row in rows)]), np.concatenate([empty, *(row[1] for row in rows)])
+        starts, ends = (
+            np.concatenate([empty, *(row[side] + base for row, base in zip(rows, bases[:-1], strict=True))])
+            for side in (0, 1)
+        )
+        return starts, ends, bases
 
 
 def to_bytes(text: str, characters: Places) -> Places:
@@ -114,7 +126,7 @@ class Surfaces:
     literal: Mapping[int, bytes]
     control: frozenset[int]
     leading: Leading
-    lengths: NDArray[np.int64]
+    lengths: NDArray[np.int32]
     heads: NDArray[np.uint64]
     tails: NDArray[np.uint64]
 
@@ -127,7 +139,7 @@ class Surfaces:
             if added["id"] not in literal:  # in Gemma's vocabulary runs of spaces are both pieces and added tokens
                 of_id[added["id"]] = added["content"].encode()
         surface = [of_id.get(id, b"") for id in range(tokenizer.vocabulary)]
-        lengths = np.fromiter(map(len, surface), np.int64, len(surface))
+        lengths = np.fromiter(map(len, surface), np.int32, len(surface))
         heads = np.frombuffer(b"".join(bytes[:WORD].ljust(WORD, b"\0") for bytes in surface), "<u8")
         tails = np.frombuffer(b"".join(bytes[-WORD:].rjust(WORD, b"\0") for bytes in surface), "<u8")
         return cls(surface, literal, _control(document), _leading(document), lengths, heads, tails)
@@ -137,27 +149,20 @@ class Surfaces:
         raw = text.encode()
         return self._tiled(raw, ids) or self._walked(raw, ids)
 
-    def positions_of_batch(self, texts: Sequence[str], ids: Ids, offsets: Offsets) -> tuple[Places, Places] | None:
-        """The same for many texts, each from its own start; None where one of them cannot be proven this way."""
-        joined = "".join(texts)
-        sizes = list(map(len, texts)) if joined.isascii() else [len(text.encode()) for text in texts]
+    def positions_of_batch(
+        self, joined: str, bases: Places, ids: Ids, offsets: Offsets
+    ) -> tuple[Places, Places] | None:
+        """The same in many texts joined, which begin at `bases`; None where one of them cannot be proven this way."""
         found = self._tiled(joined.encode(), ids)
-        if found is None:
+        if found is None or not np.array_equal(np.append(0, found[1])[offsets], bases):
             return None
-        starts, ends = found
-        bases = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum(sizes, out=bases[1:])
-        reached = np.append(0, ends)[offsets]
-        if not np.array_equal(reached, bases):
-            return None
-        shift = np.repeat(bases[:-1], np.diff(offsets))
-        return starts - shift, ends - shift
+        return found
 
     def _tiled(self, raw: bytes, ids: Ids) -> tuple[Places, Places] | None:
         """Positions by cumulative lengths, if the surfaces joined are the text."""
         at = ids.astype(np.intp)
         lengths = self.lengths.take(at)
-        ends = np.cumsum(lengths)
+        ends: Places = np.cumsum(lengths, dtype=np.int32 if _fits(lengths) else np.int64)
         starts = ends - lengths
         if (int(ends[-1]) if len(ends) else 0) != len(raw):
             return None
@@ -207,6 +212,11 @@ class Surfaces:
             return self.leading == "always"
         begins = raw.startswith((b" ", _LINE), at)
         return not begins and (self.leading == "unless" or at == 0)
+
+
+def _fits(lengths: Places) -> bool:
+    """Whether the sum of some lengths is a 32-bit integer."""
+    return int(lengths.sum(dtype=np.int64)) < 2**31
 
 
 def _fit(raw: bytes, at: int, piece: bytes) -> int | None:
