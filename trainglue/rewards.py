@@ -1,0 +1,206 @@
+r"""Reward functions for GRPO: some that are ready, and yours by dotted path.
+
+    trainglue grpo ... --reward exact_match --reward my_rewards.polite
+
+A reward function is called with keyword arguments for a whole batch: `completions`, `prompts`, `completion_ids`, and
+every further column of the shards by its name. It returns one number per completion, or None where it has nothing to
+say; GRPO leaves those out. A completion is a text, or messages if the prompt was:
+
+    def polite(completions, **columns):
+        return [float("please" in rewards.text_of(completion)) for completion in completions]
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Final
+
+from datakit.errors import UsageError
+
+Completion = str | Sequence[Mapping[str, Any]]
+Reward = Callable[..., Sequence[float | None]]
+
+ANSWER_COLUMNS: Final = ("answer", "solution", "ground_truth", "reference_answer", "target")
+MARKS: Final = (
+    re.compile(r"<answer>(.*?)</answer>", re.DOTALL),
+    re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"),
+    re.compile(r"####[ \t]*([^\n]*)"),
+)
+"""How a text marks its final answer, in this order."""
+
+LONG: Final = 512
+
+
+def find(reward: str | Reward) -> Reward:
+    """A reward function by its name here, by a dotted path such as `my_rewards.polite`, or itself.
+
+    Modules are looked for where Python does, and in the current folder.
+
+    Raises:
+        UsageError: there is none, or GRPO could not call it.
+    """
+    if not isinstance(reward, str):
+        return _callable(reward, getattr(reward, "__name__", repr(reward)))
+    if reward in READY:
+        return READY[reward]
+    module_name, _, name = reward.replace(":", ".").rpartition(".")
+    if not module_name:
+        raise UsageError(f"no reward {reward!r}", f"Ready are {', '.join(READY)}; give others as module.function.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there and misses another one
+        raise UsageError(f"reward {reward}: there is no module {error.name}", "Give it as module.function.") from None
+    except AttributeError:
+        raise UsageError(f"reward {reward}: {module_name} has no {name}", "Give it as module.function.") from None
+    return _callable(found, reward)
+
+
+def listing() -> dict[str, str]:
+    """The rewards that are ready, each with a sentence."""
+    return {name: (reward.__doc__ or "").strip().splitlines()[0] for name, reward in READY.items()}
+
+
+# ---------------------------------------------------------------- what completions say
+
+
+def text_of(completion: Completion) -> str:
+    """The text of a completion; of messages, that of the last one of the assistant."""
+    if isinstance(completion, str):
+        return completion
+    content = next((message.get("content") for message in reversed(completion) if message["role"] == "assistant"), "")
+    if isinstance(content, str | None):
+        return content or ""
+    return "".join(part.get("text") or "" for part in content)
+
+
+def final_answer(text: str) -> str:
+    """What a text marks as its answer, the last time that it does; without a mark, all that follows its thoughts."""
+    said = text.rpartition("</think>")[2]
+    for mark in MARKS:
+        if found := mark.findall(said):
+            return str(found[-1]).strip()
+    return said.strip()
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two answers are equal: as numbers if both are, else as texts but for case, spaces and a final stop."""
+    numbers = _number(one), _number(other)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    return _plain(one) == _plain(other)
+
+
+# ---------------------------------------------------------------- rewards
+
+
+def exact_match(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+    """1 if the final answer is that of the row, else 0; rows without an answer are left out.
+
+    The final answer stands in <answer> tags, in \\boxed{} or after ####, or is the whole text. The answer of the row is
+    in the first of the columns `ANSWER_COLUMNS`.
+
+    Raises:
+        UsageError: the shards have no such column.
+    """
+    column = next((name for name in ANSWER_COLUMNS if name in columns), None)
+    if column is None:
+        raise UsageError(
+            f"exact_match needs a column of answers; the rows have {', '.join(sorted(columns)) or 'none'}",
+            f"Name it {' or '.join(ANSWER_COLUMNS)} in the source.",
+        )
+    return [
+        None if expected is None else float(same_answer(final_answer(text_of(one)), final_answer(str(expected))))
+        for one, expected in zip(completions, columns[column], strict=True)
+    ]
+
+
+def answer_format(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """1 if the text marks exactly one final answer, by <answer> tags, \\boxed{} or ####, else 0."""
+    texts = [text_of(completion).rpartition("</think>")[2] for completion in completions]
+    return [float(sum(len(mark.findall(text)) for mark in MARKS) == 1) for text in texts]
+
+
+def matches(pattern: str) -> Reward:
+    """A reward: 1 if a regular expression matches the whole text, line feeds included, else 0."""
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def reward(completions: Sequence[Completion], **_: Any) -> list[float]:
+        return [float(compiled.fullmatch(text_of(completion)) is not None) for completion in completions]
+
+    return _named("matches", f"1 if the text is of the form {pattern}, else 0.", reward)
+
+
+def at_most(tokens: int) -> Reward:
+    """A reward: 0 up to so many tokens, then falling evenly to -1 at twice as many, where it stays."""
+    if tokens < 1:
+        raise UsageError(f"at_most {tokens} tokens", "It is a number of tokens, 1 or more.")
+
+    def reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        return [-min(max(len(ids) - tokens, 0) / tokens, 1.0) for ids in completion_ids]
+
+    doc = f"0 up to {tokens} tokens, then falling evenly to -1 at {2 * tokens}."
+    return _named(f"at_most_{tokens}", doc, reward)
+
+
+def _named(name: str, doc: str, reward: Any) -> Reward:
+    """GRPO logs a reward by its name."""
+    reward.__name__ = reward.__qualname__ = name
+    reward.__doc__ = doc
+    return reward
+
+
+think_format = _named(
+    "think_format",
+    "1 if there is one thought, ended by </think>, and an answer after it, else 0; <think> may stand in the prompt.",
+    matches(r"\s*(?:<think>)?(?:(?!</?think>).)*</think>\s*(?:(?!</?think>)\S)(?:(?!</?think>).)*"),
+)
+length = _named("length", f"0 up to {LONG} tokens, then falling evenly to -1 at {2 * LONG}.", at_most(LONG))
+
+READY: Final[Mapping[str, Reward]] = {
+    "exact_match": exact_match,
+    "answer_format": answer_format,
+    "think_format": think_format,
+    "length": length,
+}
+
+
+# ---------------------------------------------------------------- numbers, texts and names
+
+
+def _callable(reward: Any, name: str) -> Reward:
+    if not callable(reward):
+        raise UsageError(
+            f"reward {name} is of type {type(reward).__name__}", "Give a function of completions and **columns."
+        )
+    if hasattr(reward, "forward"):
+        return reward  # a reward model
+    parameters = inspect.signature(reward).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise UsageError(
+            f"reward {name} takes no **columns, and GRPO passes it every column",
+            f"Write def {name.rpartition('.')[2]}(completions, **columns).",
+        )
+    return reward
+
+
+def _number(text: str) -> Decimal | None:
+    try:
+        number = Decimal(text.strip().rstrip(".").strip().strip("$€£%").replace(",", "").replace("_", " "))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(".").strip()
