@@ -25,7 +25,7 @@ from datakit.findings import BadRow, Finding, decisive, shown
 from datakit.formats import FORMATS, mapping
 from datakit.formats.declare import Format, Record, Row
 from datakit.formats.normalise import normalise
-from datakit.formats.reshape import reshape, with_reasoning
+from datakit.formats.reshape import reshape, unused, with_reasoning
 from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
@@ -418,6 +418,7 @@ def _layout_of(names: frozenset[str], conversational: bool) -> Layout:
 
 def _shaped(sink: _Sink, record: Record, source: Layout, rest: Row, notes: list[Finding]) -> tuple[Record, Row]:
     if source is not sink.layout:
+        rest = {**rest, **unused(record, source, sink.layout)}
         record = reshape(record, source, sink.layout)
     if sink.plan.reasoning != "keep":
         record, left = with_reasoning(record, sink.plan.reasoning)

@@ -37,6 +37,7 @@ from datakit.checks import CHECKS
 from datakit.checks.content import CONTENT
 from datakit.checks.formatting import FORMATTING
 from datakit.checks.kto import KTO
+from datakit.checks.pairing import PAIRING
 from datakit.checks.preference import PREFERENCE
 from datakit.checks.reasons import REASONS
 from datakit.checks.structure import STRUCTURE
@@ -470,7 +471,7 @@ def test_ids_and_names() -> None:
     entries = api.list_checks()
     assert [entry["id"] for entry in entries] == list(CHECKS)
     assert len({entry["name"] for entry in entries}) == len(entries)
-    declared = (STRUCTURE, TURNS, TOOLS, PREFERENCE, KTO, CONTENT, FORMATTING)
+    declared = (STRUCTURE, TURNS, TOOLS, PREFERENCE, KTO, CONTENT, FORMATTING, PAIRING)
     assert sum(map(len, declared)) == len(CHECKS)
     for entry in entries:
         assert re.fullmatch(r"DK\d{3}", entry["id"])

@@ -361,7 +361,7 @@ def test_inputs_of_different_kinds_are_refused(tmp_path: Path) -> None:
     assert "one output holds one kind and form" in caught.value.message
     assert f"{chats} is sft:messages" in caught.value.message
     assert f"{pairs} is preference:strings" in caught.value.message
-    assert caught.value.hint == "Convert them separately."
+    assert caught.value.hint.startswith("Ask for one with --to sft:messages or")
     assert not (tmp_path / "out").exists()
 
 

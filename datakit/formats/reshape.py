@@ -3,6 +3,7 @@
 strings      <-> messages             one user text, one assistant text
 sft:messages <-> prompt_completion    cut before the last answer
 preference:  messages <-> implicit    the shared turns are the prompt
+preference    -> sft, prompt          the chosen answer, or none; the others go into dk_meta
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datakit.formats.declare import Record
 from datakit.formats.normalise import split_last_answer
 from datakit.formats.parse import common_prompt
 from datakit.messages import Message
-from datakit.schema import Layout
+from datakit.schema import Layout, layout
 
 _ROLE: Final = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
 
@@ -34,14 +35,30 @@ _BETWEEN: Final = {
 }
 
 
+_UNUSED: Final = {("preference", "sft"): ("rejected",), ("preference", "prompt"): ("chosen", "rejected")}
+"""Columns of one kind that another has no place for."""
+
+
 def reaches(source: Layout, target: Layout) -> bool:
     """Whether rows of one layout can be carried to another without loss."""
     if source == target:
         return True
+    if (source.kind, target.kind) in _UNUSED and target.form != "text":
+        return reaches(source, _explicit(target))
     if source.kind != target.kind or target.form not in _BETWEEN.get((source.kind, source.form), ()):
         return False
     # a whole text has no turns to split at, and joining texts into one would invent a separator
     return not any(x.form == "implicit" and not x.conversational for x in (source, target))
+
+
+def _explicit(target: Layout) -> Layout:
+    """Pairs with a prompt of their own, as messages or strings like the target."""
+    return layout("preference", "messages" if target.conversational else "strings")
+
+
+def unused(record: Record, source: Layout, target: Layout) -> Record:
+    """The columns of a row that the target has no place for."""
+    return {name: record[name] for name in _UNUSED.get((source.kind, target.kind), ())}
 
 
 def reshape(record: Record, source: Layout, target: Layout) -> Record:
@@ -55,6 +72,8 @@ def reshape(record: Record, source: Layout, target: Layout) -> Record:
         return record
     if not reaches(source, target):
         raise UsageError(f"{source.name} cannot become {target.name} without loss")
+    if (source.kind, target.kind) in _UNUSED:
+        return _without_pair(reshape(record, source, _explicit(target)), target)
     extra = {k: v for k, v in record.items() if k not in {c.name for c in source.columns}}
     columns = {c.name: record[c.name] for c in source.columns}
     if not source.conversational and target.conversational:
@@ -64,6 +83,16 @@ def reshape(record: Record, source: Layout, target: Layout) -> Record:
     if not target.conversational and source.conversational:
         columns = {name: _to_text(name, value) for name, value in columns.items()}
     return columns | extra
+
+
+def _without_pair(record: Record, target: Layout) -> Record:
+    """The prompt of a pair, or the prompt with the chosen answer."""
+    extra = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected")}
+    if target.kind == "prompt":
+        return {"prompt": record["prompt"]} | extra
+    if target.form == "messages":
+        return {"messages": record["prompt"] + record["chosen"]} | extra
+    return {"prompt": record["prompt"], "completion": record["chosen"]} | extra
 
 
 def _to_messages(name: str, value: Any) -> Any:
