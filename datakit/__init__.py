@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datakit.api import convert, detect, explain, export, load, stats, validate, verify
+    from datakit.cleaning.contamination import decontaminate
+    from datakit.cleaning.division import split
+    from datakit.cleaning.duplicates import dedup
     from datakit.errors import (
         AmbiguousFormat,
         CannotJudge,
@@ -38,6 +41,12 @@ if TYPE_CHECKING:
         UnreadableInput,
         UsageError,
     )
+    from datakit.mixing.blocks import block_mixture_interleave
+    from datakit.mixing.schedule import WeightSchedulePoint, WeightScheduler
+    from datakit.mixing.streaming import stream
+    from datakit.mixing.writing import mix
+    from datakit.pairing.joining import pair
+    from datakit.pairing.unpairing import unpair
     from datakit.preparation import format, lengths, show  # noqa: A004 - the verb of the command line
     from datakit.report import Report
     from datakit.shards import Shards
@@ -56,16 +65,26 @@ __all__ = [
     "UnknownFormat",
     "UnreadableInput",
     "UsageError",
+    "WeightSchedulePoint",
+    "WeightScheduler",
     "__version__",
+    "block_mixture_interleave",
     "convert",
+    "decontaminate",
+    "dedup",
     "detect",
     "explain",
     "export",
     "format",
     "lengths",
     "load",
+    "mix",
+    "pair",
     "show",
+    "split",
     "stats",
+    "stream",
+    "unpair",
     "validate",
     "verify",
 ]
@@ -74,9 +93,19 @@ __all__ = [
 MODULES = {
     "Report": "report",
     "Shards": "shards",
+    "WeightSchedulePoint": "mixing.schedule",
+    "WeightScheduler": "mixing.schedule",
+    "block_mixture_interleave": "mixing.blocks",
+    "decontaminate": "cleaning.contamination",
+    "dedup": "cleaning.duplicates",
     "format": "preparation",
     "lengths": "preparation",
+    "mix": "mixing.writing",
+    "pair": "pairing.joining",
     "show": "preparation",
+    "split": "cleaning.division",
+    "stream": "mixing.streaming",
+    "unpair": "pairing.unpairing",
 }
 """Where public names live that are neither errors nor in `api`."""
 

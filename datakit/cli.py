@@ -4,7 +4,7 @@ Only what parsing needs is imported at the top of these modules: `--help` is qui
 imported.
 """
 
-from datakit.commands import converting, formatting
+from datakit.commands import cleaning, converting, formatting, mixing, pairing
 from datakit.commands.group import main
 
-__all__ = ["converting", "formatting", "main"]
+__all__ = ["cleaning", "converting", "formatting", "main", "mixing", "pairing"]

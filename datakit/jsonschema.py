@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import orjson
 
+from datakit.mixing import recipe
+from datakit.mixing.recipe import Key
 from datakit.schema import KINDS, LAYOUTS, OPTIONAL, PROVENANCE, ROLES, Column, Layout, Type
 
 DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -223,9 +225,46 @@ def report() -> Schema:
     }
 
 
+NUMBER: Final[Schema] = {"type": "number", "exclusiveMinimum": 0}
+VALUES: Final[Mapping[str, Schema]] = {
+    "text": {"type": "string", "minLength": 1},
+    "count": {"type": "integer", "minimum": 1},
+    "natural": COUNT,
+    "positive": NUMBER,
+    "weights": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
+}
+
+
+def _keys(keys: Mapping[str, Key], required: list[str], **tables: Schema) -> Schema:
+    """A table of a recipe."""
+    made = {
+        name: {**tables.get(name, VALUES.get(key.type, {})), "description": key.doc}
+        | ({"enum": list(key.words)} if key.words else {})
+        for name, key in keys.items()
+    }
+    return _object(made, required)
+
+
+def mix() -> Schema:
+    """The recipe of `datakit mix`."""
+    source = {"anyOf": [VALUES["text"], _keys(recipe.SOURCE_KEYS, ["path"])]}
+    points = {**_list(_keys(recipe.POINT_KEYS, list(recipe.POINT_KEYS))), "minItems": 1}
+    tables = {
+        "sources": {"type": "object", "minProperties": 1, "additionalProperties": source},
+        "schedule": _keys(recipe.SCHEDULE_KEYS, ["points"], points=points),
+    }
+    return {
+        "$schema": DRAFT,
+        "$id": "datakit/mix.json",
+        "title": "a recipe of datakit mix",
+        **_keys(recipe.KEYS, ["sources"], **tables),
+    }
+
+
 def all_schemas() -> dict[str, Schema]:
     """File name -> schema."""
     made = {f"{kind}.json": rows(kind) for kind in KINDS}
+    made["mix.json"] = mix()
     return {**made, "manifest.json": manifest(), "report.json": report()}
 
 

@@ -192,7 +192,7 @@ def show(
     """
     shards = Shards.open(folder, split)
     prepared = shards.manifest["plan"].get("prepared")
-    if not prepared:
+    if not prepared or "tokenizer" not in prepared:
         raise UsageError(
             f"{folder} holds no formatted rows", "`datakit format` writes such; `datakit export` shows others."
         )

@@ -29,7 +29,6 @@ from datakit.output import disk
 from datakit.output import manifest as manifests
 from datakit.output.shards import ShardWriter
 from datakit.output.transaction import Transaction, check_output
-from datakit.reading.decode import File
 from datakit.report import Report, failing, summarise
 from datakit.run import Progress, Seen, commit
 from datakit.schema import ID, ROW, SOURCE, Layout
@@ -92,6 +91,11 @@ class Work:
     def schema(self) -> pa.Schema:
         return self.columns
 
+    def _side(self) -> dict[str, str]:
+        """The types of side columns, as the sources say them."""
+        told = [source.manifest["plan"].get("side") or {} for source in self.sources]
+        return {name: type_ for own in told for name, type_ in own.items() if name in self.columns.names}
+
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = orjson.loads(
             orjson.dumps(
@@ -100,6 +104,7 @@ class Work:
                     "splits": list(self.splits),
                     "formats": ["datakit"] * len(self.sources),
                     "layout": [self.layout.kind, self.layout.form, self.layout.conversational],
+                    "side": self._side(),
                     "prepared": self.facts,
                 }
             )
@@ -211,8 +216,10 @@ def write(
 
 def _output_folder(output: str | os.PathLike[str], work: Work) -> Path:
     text = os.fspath(output)
-    if not text or "://" in text:
-        raise UsageError(f"{text or 'no output'}: not a local folder", "Name a folder with -o.")
+    if not text:
+        raise UsageError("no output", "Name a folder with -o.")
+    if "://" in text:
+        raise UsageError(f"{text}: outputs are local for now", "Write to a local folder, then copy it.")
     out = Path(text.rstrip("/") or "/")
     check_output(out, [source.path for source in work.sources])
     with disk.not_written(out):
@@ -221,13 +228,11 @@ def _output_folder(output: str | os.PathLike[str], work: Work) -> Path:
 
 
 def _facts_of(source: Shards) -> dict[str, Any]:
-    """An input as the manifest names it; its hash is that of its own manifest, which vouches for its rows."""
-    file = File(source.path, None, str(Path(source.path) / manifests.NAME))
-    for _ in file.raw():
-        pass
+    """An input as the manifest names it; its hash is its content id, which vouches for its rows."""
+    size = sum(shard["bytes"] for shard in source.manifest["shards"])
     split = source.split or "train"
     facts = {"path": source.path, "split": split, "read_as": "shards", "compression": None, "format": "datakit"}
-    return {**facts, "rows": 0, "bytes": file.size, "sha256": file.sha256}
+    return {**facts, "rows": 0, "bytes": size, "sha256": source.manifest["content_id"]}
 
 
 def _existing(out: Path, work: Work, inputs: Sequence[Mapping[str, Any]], overwrite: bool) -> Report | None:

@@ -30,8 +30,10 @@ from datakit.report import Report, Summary, place
 from datakit.terminal import plural, safe
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
-WRITING: Final = ("convert", "format")
+WRITING: Final = ("convert", "format", "pair", "unpair", "split", "dedup", "decontaminate", "mix")
 """Commands that write a folder of shards, or nothing."""
+_DONE: Final = {"format": "formatted", "split": "kept", "dedup": "kept", "decontaminate": "kept", "mix": "looked at"}
+"""What has become of the rows that go on, where they were not converted."""
 WIDE: Final = 100
 """Columns from which tables are drawn; on fewer each entry is a line, and what it says stands below."""
 
@@ -154,7 +156,7 @@ def _places(summary: Summary) -> list[str]:
 
 def _ledger(console: Console, found: Report) -> None:
     ledger = found.ledger
-    parts = [f"{ledger['single']:,} {'formatted' if found.command == 'format' else 'converted'}"]
+    parts = [f"{ledger['single']:,} {_DONE.get(found.command, 'converted')}"]
     if ledger["merged"]:
         parts.append(f"{ledger['merged']:,} merged into {plural(ledger['groups'], 'group')}")
     parts += [f"{count:,} rejected by {rule}" for rule, count in ledger["rejected"].items()]
@@ -194,7 +196,7 @@ def _next(console: Console, found: Report) -> None:
     for summary in [s for s in found.findings if s.severity == "error"][:3]:
         entry = next(e for e in _check_entries() if e["id"] == summary.id)
         _indented(console, f"{summary.id}: {entry['fix']}  (datakit explain {summary.id})")
-    if found.command in WRITING and found.rows_rejected:
+    if found.command in ("convert", "format") and found.rows_rejected:
         amount = plural(found.rows_rejected, "row").replace(",", "") if found.complete else "N rows"
         _indented(console, "Or set the bad rows aside, then look at rejects/:")
         console.print(Text(f'  --on-bad-row quarantine --max-bad "{amount}"'), soft_wrap=True)

@@ -142,11 +142,12 @@ class Shards:
 
     def _group(self, index: int, names: tuple[str, ...]) -> pa.Table:
         key = (index, names)
-        if self._held is None or self._held[0] != key:
+        held = self._held
+        if held is None or held[0] != key:
             group = self.groups[index]
             with pq.ParquetFile(group.path, page_checksum_verification=True) as file:
-                self._held = key, _stored(file.read_row_group(group.number, columns=list(names)).select(names))
-        return self._held[1]
+                held = self._held = key, _stored(file.read_row_group(group.number, columns=list(names)).select(names))
+        return held[1]
 
     def to_arrow(self) -> pa.Table:
         """Everything as one Arrow table, JSON columns as `arrow.json`."""

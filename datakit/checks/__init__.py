@@ -12,10 +12,13 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
+from datakit.checks.cleaning import CLEANING
 from datakit.checks.content import CONTENT
 from datakit.checks.declare import Check
 from datakit.checks.formatting import FORMATTING
 from datakit.checks.kto import KTO
+from datakit.checks.mixing import MIXING
+from datakit.checks.pairing import PAIRING
 from datakit.checks.preference import PREFERENCE
 from datakit.checks.structure import MEDIA, STRUCTURE
 from datakit.checks.tools import TOOLS
@@ -26,7 +29,8 @@ from datakit.messages import Message
 from datakit.schema import Layout
 
 CHECKS: Final[Mapping[str, Check]] = {
-    check.id: check for check in (*STRUCTURE, *TURNS, *TOOLS, *PREFERENCE, *KTO, *CONTENT, *FORMATTING)
+    check.id: check
+    for check in (*STRUCTURE, *TURNS, *TOOLS, *PREFERENCE, *KTO, *CONTENT, *FORMATTING, *CLEANING, *PAIRING, *MIXING)
 }
 
 ENOUGH: Final = 10

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datakit.output.disk import HashedFile
-from datakit.schema import ID, ROW, SOURCE
+from datakit.schema import ID, MIXED, ROW, SIDE, SOURCE
 
 
 class ShardWriter:
@@ -25,7 +25,7 @@ class ShardWriter:
                 cast(Any, self.file),
                 schema,
                 compression="zstd",
-                use_dictionary=cast(Any, [SOURCE, *_repeating(schema)]),
+                use_dictionary=cast(Any, _repeating(schema)),
                 write_statistics=[ID, SOURCE, ROW],
                 write_page_checksum=True,
             )
@@ -54,8 +54,9 @@ class ShardWriter:
 
 
 def _repeating(schema: pa.Schema) -> list[str]:
-    """Columns of token ids: the same few thousand numbers over and over, smaller and faster as a dictionary."""
-    return [f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.int32())]
+    """Columns that hold few values over and over, token ids among them: smaller and faster as a dictionary."""
+    names = [name for name in (SOURCE, MIXED, SIDE) if name in schema.names]
+    return [*names, *(f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.int32()))]
 
 
 def fingerprint(schema: pa.Schema) -> str:
