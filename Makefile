@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
 
-.PHONY: help demo test lint format types check schemas docs bench corpora clean
+.PHONY: help demo test lint format types check unsloth schemas docs bench corpora clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,10 +21,15 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
 	touch $@
 
+.venv-unsloth/test: docs/unsloth-env.sh pyproject.toml
+	PYTHON=$(PYTHON) TORCH=$(TORCH) sh docs/unsloth-env.sh .venv-unsloth
+	touch $@
+
 demo: .venv/base  ## install, convert and validate fixtures of several kinds, leave shards in demo/
 	BIN=$(BIN) sh docs/demo.sh
 
-test: .venv/test lint types check  ## install what tests need, then lint, types and every test that needs no GPU
+# On a Mac Unsloth is another program (MLX), which trainglue does not drive.
+test: .venv/test lint types check $(if $(filter Linux,$(shell uname)),unsloth)  ## install what tests need, then lint, types and every test that needs no GPU
 
 lint: .venv/test  ## ruff: rules and layout
 	$(BIN)/ruff check .
@@ -40,6 +45,9 @@ types: .venv/test  ## mypy, strict
 check: .venv/test  ## every test that needs no GPU
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+unsloth: .venv-unsloth/test  ## the tests of engine="unsloth", in an environment of its own
+	.venv-unsloth/bin/python -m pytest tests/unsloth
+
 schemas: .venv/base  ## write schemas/ from the code
 	$(BIN)/python -m datakit.jsonschema schemas/
 
@@ -53,4 +61,4 @@ corpora: .venv/base  ## write docs/corpora.md from real files; CORPORA names the
 	$(BIN)/python docs/corpora.py $(CORPORA)
 
 clean:  ## remove what was installed and built
-	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-unsloth demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

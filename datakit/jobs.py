@@ -172,7 +172,7 @@ class Jobs:
         return job
 
     def _may_be_long(self, text: str) -> bool:
-        """Whether a text may have more tokens than a row; it has at most as many as bytes, and four of those a letter."""
+        """Whether a text may have more tokens than a row; it has no more than bytes, four to a letter at most."""
         return self.windows is not None and 4 * len(text) > self.windows and len(text.encode()) > self.windows
 
     def _head(self, messages: Sequence[Message], tools: Any, kwargs: Any, text: str) -> int:

@@ -34,9 +34,11 @@ from hypothesis import strategies as st
 import datakit
 from datakit import api, checks
 from datakit.checks import CHECKS
+from datakit.checks.cleaning import CLEANING
 from datakit.checks.content import CONTENT
 from datakit.checks.formatting import FORMATTING
 from datakit.checks.kto import KTO
+from datakit.checks.mixing import MIXING
 from datakit.checks.pairing import PAIRING
 from datakit.checks.preference import PREFERENCE
 from datakit.checks.reasons import REASONS
@@ -471,7 +473,7 @@ def test_ids_and_names() -> None:
     entries = api.list_checks()
     assert [entry["id"] for entry in entries] == list(CHECKS)
     assert len({entry["name"] for entry in entries}) == len(entries)
-    declared = (STRUCTURE, TURNS, TOOLS, PREFERENCE, KTO, CONTENT, FORMATTING, PAIRING)
+    declared = (STRUCTURE, TURNS, TOOLS, PREFERENCE, KTO, CONTENT, FORMATTING, PAIRING, CLEANING, MIXING)
     assert sum(map(len, declared)) == len(CHECKS)
     for entry in entries:
         assert re.fullmatch(r"DK\d{3}", entry["id"])

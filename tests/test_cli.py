@@ -17,7 +17,22 @@ import datakit
 from datakit.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("convert", "validate", "verify", "stats", "export", "detect", "format", "lengths", "show")
+VERBS = (
+    "convert",
+    "validate",
+    "verify",
+    "stats",
+    "export",
+    "detect",
+    "format",
+    "lengths",
+    "show",
+    "split",
+    "dedup",
+    "decontaminate",
+    "pair",
+    "unpair",
+)
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 

@@ -1,10 +1,64 @@
 """trainglue: datakit's shards in a trainer.
 
-    trainer = trl.SFTTrainer(model, train_dataset=trainglue.dataset("shards/", method="sft"))
+    from trainglue import trainer
 
-So far it opens shards, checks that their kind fits the method, and gives the trainer its columns and nothing else.
+    t = trainer("dpo", model="Qwen/Qwen2.5-0.5B-Instruct", data="prefs/", output_dir="out/", lora=16)
+    t.train()
+
+`import trainglue` loads neither torch nor transformers, so that Unsloth can still come first.
 """
 
-from trainglue.data import KINDS_OF, dataset
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["KINDS_OF", "dataset"]
+if TYPE_CHECKING:
+    from trainglue.data import dataset
+    from trainglue.diagnosis import doctor
+    from trainglue.exporting import export
+    from trainglue.hooks import OutOfMemory
+    from trainglue.methods import KINDS_OF, METHODS
+    from trainglue.precision import PrecisionNotUsed, check_fp8_training_support, setup_fp8_mixed_precision_training
+    from trainglue.signatures import api
+    from trainglue.training import trainer
+
+MODULES = {
+    "KINDS_OF": "methods",
+    "METHODS": "methods",
+    "OutOfMemory": "hooks",
+    "PrecisionNotUsed": "precision",
+    "api": "signatures",
+    "check_fp8_training_support": "precision",
+    "dataset": "data",
+    "doctor": "diagnosis",
+    "export": "exporting",
+    "setup_fp8_mixed_precision_training": "precision",
+    "trainer": "training",
+}
+"""Public names, and the modules that have them."""
+
+__all__ = [
+    "KINDS_OF",
+    "METHODS",
+    "OutOfMemory",
+    "PrecisionNotUsed",
+    "api",
+    "check_fp8_training_support",
+    "dataset",
+    "doctor",
+    "export",
+    "setup_fp8_mixed_precision_training",
+    "trainer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when they are first used."""
+    if name not in MODULES:
+        raise AttributeError(f"module 'trainglue' has no attribute {name!r}")
+    value = getattr(import_module(f"trainglue.{MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

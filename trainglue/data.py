@@ -1,39 +1,97 @@
-"""From a shard folder to the dataset that a trainer takes."""
+"""From a shard folder to the dataset that a trainer takes, with every row accounted for.
+
+    formatted shards   kind, tokenizer and template are compared with the model's, then the rows go in as they are
+    canonical shards   formatted once by `datakit.format`, kept in a cache under what they and the tokenizer contain
+    prompts (GRPO)     go in as text
+
+Nothing is tokenised in the process that trains.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow.compute as pc
 
 import datakit
+from datakit.errors import Locked, UnreadableInput, UsageError
+from datakit.methods import METHODS as FORMATTED
+from datakit.shards import Shards
+from datakit.terminal import plural, safe
+from datakit.tokens.load import Tokenizer
+from trainglue.methods import KINDS_OF, METHODS, Method, method_named
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
 
-# Which kinds of shards a method trains on. Names as in TRL, in lower case. A kind stands for all its forms, but token
-# ids are only of use to the method that they were made for.
-KINDS_OF: Final[Mapping[str, tuple[str, ...]]] = {
-    "sft": ("sft", "tokenized:tokens", "tokenized:sft", "tokenized:packed"),
-    "dpo": ("preference", "tokenized:preference"),
-    "orpo": ("preference", "tokenized:preference"),
-    "cpo": ("preference", "tokenized:preference"),
-    "reward": ("preference", "tokenized:reward"),
-    "kto": ("kto", "tokenized:kto"),
-    "bco": ("kto", "tokenized:kto"),
-    "grpo": ("prompt",),
-    "prm": ("stepwise",),
-}
+    from datakit.mixing.streaming import Stream
+
+TOKENIZED: Final = "tokenized"
+Folder = str | os.PathLike[str]
 
 
-def dataset(folder: str | os.PathLike[str], *, method: str, split: str | None = None) -> datasets.Dataset:
+@dataclass(slots=True)
+class Rows:
+    """Rows for a trainer, and what is known of them.
+
+    Attributes:
+        dataset: with the columns of the method and no others.
+        shards: where they come from; of a stream, its first source.
+        positions: which rows of the shards, in order; None for all.
+        lengths: tokens of a row to rows; empty where rows are text.
+        stream: what gives them, where they are streamed.
+    """
+
+    dataset: datasets.Dataset | datasets.IterableDataset
+    shards: Shards
+    positions: np.ndarray[Any, Any] | None = None
+    lengths: Counter[int] = field(default_factory=Counter)
+    stream: Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.stream is None else self.stream.rows
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """One row."""
+        row: Mapping[str, Any] = next(iter(self.dataset))
+        return row
+
+    @property
+    def content_id(self) -> str:
+        """What the rows are, as a hash."""
+        return self.stream.identity if self.stream is not None else str(self.shards.manifest["content_id"])
+
+    def place(self, index: int) -> str:
+        """Where a row comes from: its id, source and row, as far as the shards say."""
+        at = int(self.positions[index]) if self.positions is not None else index
+        names = [name for name in ("dk_id", "dk_source", "dk_row") if name in self.shards.schema.names]
+        if not names:
+            return f"row {at + 1}"
+        found = self.shards.slice(at, at + 1, names).to_pylist()[0]
+        return safe(" ".join(str(found[name]) for name in names))
+
+
+# ---------------------------------------------------------------- opening
+
+
+def dataset(folder: Folder, *, method: str, split: str | None = None) -> datasets.Dataset:
     """The rows of a shard folder as a `datasets.Dataset` with the columns of one method and no others.
 
     The folder is opened by its manifest and compared with it first, so a damaged or half-replaced one is never trained
     on. Needs the `datasets` package.
 
     Args:
-        folder: written by `datakit convert` or `datakit format`.
+        folder: written by `datakit convert`, `format` or `mix`.
         method: sft, dpo, orpo, cpo, reward, kto, bco, grpo or prm.
         split: by default all splits, in order.
 
@@ -41,25 +99,266 @@ def dataset(folder: str | os.PathLike[str], *, method: str, split: str | None = 
         datakit.UsageError: the method is unknown or does not train on this kind.
         datakit.CannotJudge: the folder is not what its manifest says.
     """
-    kinds = KINDS_OF.get(method)
-    if kinds is None:
-        raise datakit.UsageError(f"no method named {method!r}", f"Methods: {', '.join(KINDS_OF)}.")
-    shards = datakit.load(folder, split=split)
-    kind, form = shards.manifest["kind"], shards.manifest["form"]
-    own = {kind, f"{kind}:{form}"}
-    if own.isdisjoint(kinds):
-        hint = (
-            f"Format the source with --for {method}"
-            if kind == "tokenized"
-            else f"Convert the source with --to {kinds[0]}"
-        )
-        raise datakit.UsageError(
-            f"{os.fspath(folder)} holds rows of kind {kind}, form {form}; {method} trains on {' or '.join(kinds)}",
-            f"{hint}, or choose {_methods(own)}.",
-        )
+    shards = open_shards(folder, method_named(method), split)
+    _check_kind(shards, method_named(method), KINDS_OF[method])
     return shards.to_datasets()
 
 
-def _methods(own: set[str]) -> str:
-    fitting = [method for method, kinds in KINDS_OF.items() if not own.isdisjoint(kinds)]
-    return " or ".join(fitting) or "another trainer"
+def open_shards(folder: Folder, method: Method, split: str | None = None) -> Shards:
+    """The verified shards of a folder that a method can train on, formatted or not.
+
+    Raises:
+        UsageError: the method does not train on this kind.
+        CannotJudge: the folder is not what its manifest says.
+    """
+    shards = datakit.load(folder, split=split)
+    canonical = FORMATTED[method.format_for].kinds if method.format_for else ()
+    _check_kind(shards, method, (*method.kinds, *canonical))
+    return shards
+
+
+def training_split(folder: Folder, split: str | None) -> str | None:
+    """The split to train on: as asked for, else `train`, else the only one.
+
+    Raises:
+        UsageError: there are several, and none is called train.
+    """
+    from datakit.output import manifest as manifests
+
+    splits = manifests.load(folder)["splits"]
+    if split is not None or len(splits) == 1:
+        return split
+    if "train" in splits:
+        return "train"
+    raise UsageError(f"{folder} has the splits {', '.join(splits)}", "Name the one to train on: --split NAME.")
+
+
+def _check_kind(shards: Shards, method: Method, kinds: Sequence[str]) -> None:
+    kind, form = shards.manifest["kind"], shards.manifest["form"]
+    own = {kind, f"{kind}:{form}"}
+    if not own.isdisjoint(kinds):
+        return
+    hint = (
+        f"Format the source with --for {method.format_for or method.name}"
+        if kind == TOKENIZED
+        else f"Convert the source with --to {kinds[0]}"
+    )
+    fitting = [name for name, of in KINDS_OF.items() if not own.isdisjoint(of)]
+    raise UsageError(
+        f"{shards.path} holds rows of kind {kind}, form {form}; {method.name} trains on {' or '.join(kinds)}",
+        f"{hint}, or choose {' or '.join(fitting) or 'another trainer'}.",
+    )
+
+
+def is_formatted(shards: Shards, method: Method) -> bool:
+    """Whether the rows go in as they are."""
+    return shards.manifest["kind"] == TOKENIZED or not method.format_for
+
+
+# ---------------------------------------------------------------- is it the model's tokenizer
+
+
+def check_prepared(shards: Shards, tokenizer: Tokenizer, template: str | None, method: Method) -> None:
+    """Refuse shards that were formatted for another tokenizer, chat template or method.
+
+    Args:
+        shards: formatted ones.
+        tokenizer: the model's.
+        template: the chat template that the model is to have.
+        method: that is to train on them.
+
+    Raises:
+        UsageError: with the command that formats them again.
+    """
+    prepared = shards.manifest["plan"].get("prepared")
+    if not prepared:
+        _check_ids(shards, tokenizer)
+        return
+    again = f"datakit format SOURCE -o NEW --tokenizer {tokenizer.path} --for {method.format_for or method.name}"
+    theirs = prepared["tokenizer"]
+    if theirs["sha256"] != tokenizer.sha256:
+        raise UsageError(
+            f"{shards.path} was tokenised by {theirs['path']} ({theirs['sha256'][:12]}); "
+            f"the model's tokenizer is {tokenizer.path} ({tokenizer.sha256[:12]})",
+            f"Format the source again: {again}",
+        )
+    rendered = prepared["chat_template"]["sha256"]
+    if rendered is not None and rendered != digest(template):
+        raise UsageError(
+            f"{shards.path} was rendered with another chat template ({rendered[:12]}) than the model has "
+            f"({(digest(template) or 'none')[:12]})",
+            f"Give the template of the shards with --chat-template FILE, or format again: {again}",
+        )
+    if prepared["method"] != (method.format_for or method.name) and shards.manifest["form"] not in _shared_forms(
+        method
+    ):
+        raise UsageError(f"{shards.path} was formatted --for {prepared['method']}", f"Format again: {again}")
+
+
+def _check_ids(shards: Shards, tokenizer: Tokenizer) -> None:
+    """Ids that others made name no tokenizer, but they must at least be ids of this one."""
+    if "input_ids" in shards.schema.names:
+        tables = (table for _, table in shards.tables(["input_ids"]))
+        greatest = max((pc.max(pc.list_flatten(table.column(0))).as_py() or 0 for table in tables), default=0)
+        if greatest >= tokenizer.vocabulary:
+            raise UsageError(
+                f"{shards.path} has the token id {greatest}; {tokenizer.path} ends at {tokenizer.vocabulary - 1}",
+                "These ids are of another tokenizer.",
+            )
+
+
+def _shared_forms(method: Method) -> list[str]:
+    """Forms that several methods write alike: DPO, ORPO and CPO read the same columns."""
+    return [kind.removeprefix("tokenized:") for kind in method.kinds if method.name not in ("sft", "prm")]
+
+
+def digest(text: str | None) -> str | None:
+    """SHA-256 of a template, as the manifest gives it."""
+    return None if text is None else sha256(text.encode()).hexdigest()
+
+
+def check_length(rows: Rows, limit: int | None) -> None:
+    """Refuse rows over a limit, which a trainer would cut or drop without a word.
+
+    Raises:
+        UsageError: with how many, and the way out.
+    """
+    over = sum(count for length, count in rows.lengths.items() if limit is not None and length > limit)
+    if over:
+        raise UsageError(
+            f"{plural(over, 'row')} of {rows.shards.path} above {limit} tokens, up to {max(rows.lengths)}",
+            f"Format the source with --max-length {limit} and a --truncation; trainers would cut them silently.",
+        )
+
+
+# ---------------------------------------------------------------- formatting on the way
+
+
+def formatted(
+    shards: Shards, method: Method, tokenizer: Tokenizer, chat_template: str | None, options: Mapping[str, Any]
+) -> Path:
+    """The folder of canonical shards as token ids: made once, then found by content.
+
+    Args:
+        shards: canonical ones.
+        method: that is to train on them.
+        tokenizer: the model's.
+        chat_template: a file, or None for the tokenizer's own template.
+        options: further ones of `datakit.format`.
+
+    Raises:
+        UsageError, DataFailed: as `datakit.format` and `raise_for_status`.
+    """
+    template = Path(chat_template).read_text("utf-8") if chat_template is not None else tokenizer.chat_template
+    parts = {
+        "content": shards.manifest["content_id"],
+        "tokenizer": tokenizer.sha256,
+        "template": digest(template),
+        "method": method.format_for,
+        "options": {name: options[name] for name in sorted(options)},
+        "tool": datakit.__version__,
+    }
+    folder = cache_folder() / sha256(repr(parts).encode()).hexdigest()[:32]
+    taken = inspect.signature(datakit.format).parameters.keys()
+    if unknown := options.keys() - taken:
+        raise UsageError(f"format has no option {', '.join(sorted(unknown))}", f"It has {', '.join(taken)}.")
+    while not (folder / "manifest.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            report = datakit.format(
+                shards.path,
+                folder,
+                tokenizer=tokenizer.path,
+                method=method.format_for,
+                chat_template=chat_template,
+                **options,
+            )
+        except Locked:  # another node formats the same rows into the same cache
+            time.sleep(1)
+        else:
+            report.raise_for_status()
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where formatted shards are kept: TRAINGLUE_CACHE, or trainglue in the user's cache."""
+    named = os.environ.get("TRAINGLUE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(base) / "trainglue" / "formatted"
+
+
+# ---------------------------------------------------------------- rows
+
+
+def all_rows(shards: Shards) -> Rows:
+    """Every row of formatted shards, or of prompts."""
+    return Rows(shards.to_datasets(), shards, None, lengths_of(shards))
+
+
+def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows | None]:
+    """Rows for training and for evaluation, divided by content: the same row is always on the same side.
+
+    Args:
+        rows: all of them, of shards that have ids.
+        share: of the rows, for evaluation; 0 to 1.
+
+    Raises:
+        UsageError: the rows have no ids, as packed ones.
+    """
+    import numpy as np
+
+    if "dk_id" not in rows.shards.schema.names:
+        raise UsageError(
+            f"{rows.shards.path}: rows without ids, as packed ones, cannot be divided by content",
+            "Split before formatting, or give --eval-data; --eval-share 0 holds nothing out.",
+        )
+    ids = (str(id) for _, table in rows.shards.tables(["dk_id"]) for id in table.column(0).to_pylist())
+    numbers = np.array([int(id[:8], 16) for id in ids], np.uint64)
+    held = numbers < np.uint64(share * 2**32)
+    if not held.any() or held.all():
+        return rows, None
+    return _selected(rows, np.flatnonzero(~held)), _selected(rows, np.flatnonzero(held))
+
+
+def _selected(rows: Rows, positions: np.ndarray[Any, Any]) -> Rows:
+    return Rows(rows.dataset.select(positions), rows.shards, positions, lengths_of(rows.shards, positions))
+
+
+def lengths_of(shards: Shards, positions: np.ndarray[Any, Any] | None = None) -> Counter[int]:
+    """Tokens of a row to rows."""
+    import numpy as np
+
+    if "dk_length" in shards.schema.names:
+        parts = [table.column(0).to_numpy() for _, table in shards.tables(["dk_length"])]
+    elif "input_ids" in shards.schema.names:  # packed rows, and ids that others made
+        parts = [pc.list_value_length(table.column(0)).to_numpy() for _, table in shards.tables(["input_ids"])]
+    else:
+        return Counter()
+    lengths = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    values, counts = np.unique(lengths if positions is None else lengths[positions], return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+
+def dropped(rows: Rows, kept: datasets.Dataset) -> Iterator[str]:
+    """The places of rows that a trainer has left out; it keeps the order of the others."""
+    names = [name for name in rows.dataset.column_names if name in kept.column_names]
+    ours, theirs = rows.dataset.select_columns(names), kept.select_columns(names)
+    at = 0
+    for index in range(len(ours)):
+        if at < len(theirs) and ours[index] == theirs[at]:
+            at += 1
+        else:
+            yield rows.place(index)
+
+
+def check_rows(rows: Rows) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        UnreadableInput: there are no rows.
+    """
+    if not len(rows):
+        raise UnreadableInput(f"{rows.shards.path} has no rows to train on", "`datakit stats` says what is in it.")
+
+
+__all__ = ["KINDS_OF", "METHODS", "Rows", "dataset"]

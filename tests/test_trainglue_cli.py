@@ -1,0 +1,178 @@
+"""The command line: a newcomer's two commands, flags of the trainer's own config, files, and errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+pytest.importorskip("torch")
+
+from datakit.errors import UsageError
+from tests.tiny_models import place
+from trainglue import cli
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURE = ROOT / "fixtures" / "dolly" / "good.jsonl"
+STEPS = [
+    "--max-steps",
+    "2",
+    "--per-device-train-batch-size=2",
+    "--gradient-accumulation-steps",
+    "1",
+    "--eval-share",
+    "0",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tiny, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
+    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
+
+
+@pytest.fixture
+def run(capsys):
+    """Calls the command line in this process: exit code, stdout, stderr."""
+
+    def called(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(list(map(str, arguments)))
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
+
+    return called
+
+
+def test_a_newcomer_trains_an_adapter_with_two_commands(tiny, tmp_path):
+    environment = {
+        **os.environ,
+        "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
+        "TRAINGLUE_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def typed(module, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    typed("datakit", "convert", FIXTURE, "-o", "shards")
+    printed = typed(
+        "trainglue",
+        *("sft", "--data", "shards", "--model", tiny.model, "--output", "out", "--lora", 8, "--use-cpu"),
+        *("--max-steps", 12, "--learning-rate", 0.02, "--logging-steps", 1, "--eval-share", 0),
+    )
+    losses = [float(text) for text in re.findall(r"  loss (\S+)", printed)]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.05  # embeddings and head are random and frozen, so there is not far to go
+    assert {"adapter_model.safetensors", "tokenizer.json", "chat_template.jinja", "run.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["command"][1:3] == ["sft", "--data"]
+    assert record["status"] == "finished"
+
+
+def test_a_printed_config_is_a_run(tiny, run, tmp_path):
+    code, out, _ = run(
+        *("dpo", "--data", tiny.formatted("dpo"), "--model", tiny.model, "--output-dir", tmp_path / "out"),
+        *("--lora", "r=4", "--lora", "lora_alpha=8", "--beta", "0.2", "--print-config", *STEPS),
+    )
+    assert code == 0
+    told = tomllib.loads(out)
+    assert told["learning_rate"] == 1e-5
+    assert told["lora"] == {"r": 4, "lora_alpha": 8}
+    assert (told["beta"], told["max_steps"], told["gradient_accumulation_steps"]) == (0.2, 2, 1)
+    path = tmp_path / "run.toml"
+    path.write_text(out)
+    code, out, err = run("train", path, "--max-steps", 1, "--use-cpu")
+    assert code == 0, err
+    assert out.startswith("dpo trained, 1 step, loss 0.69")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"]["beta"] == 0.2
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+def test_grpo_with_named_rewards(tiny, run, tmp_path):
+    code, out, err = run(
+        *("grpo", "--data", tiny.canonical("grpo"), "--model", tiny.model, "--output-dir", tmp_path / "out"),
+        *("--reward", "exact_match", "--reward", "tests.test_trainglue_cli.short", "--use-cpu", "--max-steps", 1),
+        *("--num-generations", 2, "--max-completion-length", 4, "--per-device-train-batch-size", 2),
+    )
+    assert code == 0, err
+    assert "grpo trained, 1 step" in out
+    code, out, _ = run("rewards")
+    assert code == 0
+    assert "exact_match" in out
+
+
+def short(completions, **_):
+    return [1.0 / (1 + len(str(completion))) for completion in completions]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sft"], ["no model", "--model"]),
+        (["ppo"], ["No such command 'ppo'"]),
+        (["sft", "--lora", "x"], ["NAME=VALUE"]),
+        (["sft", "lost"], ["belongs to no option"]),
+        (["train", "missing.toml"], ["missing.toml", "--print-config"]),
+    ],
+)
+def test_wrong_calls_say_what_to_write(arguments, words, run):
+    code, _, err = run(*arguments)
+    assert code in (2, 3)
+    for word in words:
+        assert word in err
+
+
+def test_an_unknown_option_of_the_trainer_is_named(tiny, run, tmp_path):
+    base = ["sft", "--data", tiny.formatted("sft"), "--model", tiny.model, "--output-dir", tmp_path / "out"]
+    code, _, err = run(*base, "--max-stepz", 2)
+    assert code == 2
+    assert "max_steps" in err
+    code, _, err = run(*base, "--loss-seq-chunk-size", 1024)
+    assert code == 2
+    assert "computed in chunks" in err
+
+
+def test_old_names_are_taken_and_said(tiny, run, tmp_path):
+    code, _, err = run(
+        *("sft", "--data", tiny.formatted("sft"), "--model", tiny.model, "--output-dir", tmp_path / "out"),
+        *(*STEPS, "--use-cpu", "--lr", "1e-3", "--evaluation-strategy", "no", "--activation-offloading", "false"),
+    )
+    assert code == 0, err
+    assert "lr is taken as learning_rate" in err
+
+
+def test_how_flags_are_read():
+    read = cli._extra(["--max-steps", "2", "--no-bf16", "--beta=0.2", "--flag", "--name", "-1"])
+    assert read == {"max_steps": ["2"], "bf16": ["false"], "beta": ["0.2"], "flag": [], "name": ["-1"]}
+    with pytest.raises(UsageError):
+        cli._extra(["stray"])

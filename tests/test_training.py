@@ -1,0 +1,531 @@
+"""Runs: what is refused before anything is loaded, evaluation, checkpoints that resume, records, streams, processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+pytest.importorskip("torch")
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+import datakit
+import trainglue
+from datakit.errors import UnreadableInput, UsageError
+from tests.small_tokenizers import chatml, llama, shards, turns
+from tests.tiny_models import QUIET, ROWS, place
+from trainglue import engines, trainer
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = {**QUIET, "logging_steps": 1, "learning_rate": 1e-3, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tiny, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
+    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
+
+
+def sft(tiny, tmp_path, **options):
+    given = {"model": tiny.model, "data": tiny.formatted("sft"), "output_dir": tmp_path / "run", **STEPS, **options}
+    return trainer("sft", **given)
+
+
+def losses(made):
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Nothing is loaded: a model that is would fail the test."""
+    from trainglue import models
+
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+def refused(tiny, tmp_path, method="sft", **options):
+    given = {"model": tiny.model, "data": tiny.formatted("sft"), "output_dir": tmp_path / "run", **STEPS, **options}
+    with pytest.raises(UsageError) as caught:
+        trainer(method, **given)
+    return caught.value
+
+
+def test_rows_of_another_kind(tiny, tmp_path, unloaded):
+    error = refused(tiny, tmp_path, "dpo")
+    assert "dpo trains on preference" in error.message
+    error = refused(tiny, tmp_path, data=tiny.formatted("dpo"))
+    assert "--for sft" in error.hint
+
+
+def test_ids_of_another_tokenizer(tiny, tmp_path, unloaded):
+    other = llama(tmp_path / "other")
+    error = refused(tiny, tmp_path, tokenizer=other)
+    assert str(other) in error.message
+    assert "datakit format" in error.hint
+
+
+def test_text_of_another_template(tiny, tmp_path, unloaded):
+    other = chatml(tmp_path / "other", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    error = refused(tiny, tmp_path, tokenizer=other)
+    assert "another chat template" in error.message
+    assert "--chat-template" in error.hint
+
+
+def test_shards_that_were_changed(tiny, tmp_path, unloaded):
+    import shutil
+
+    copied = tmp_path / "copied"
+    shutil.copytree(tiny.formatted("sft"), copied)
+    path = next((copied / "data").iterdir())
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UnreadableInput, match="bytes have changed"):
+        trainer("sft", model=tiny.model, data=copied, output_dir=tmp_path / "run", **STEPS)
+
+
+def test_rows_above_a_length(tiny, tmp_path, unloaded):
+    error = refused(tiny, tmp_path, max_length=10)
+    assert f"{ROWS} rows" in error.message
+    assert "--max-length 10" in error.hint
+
+
+def test_canonical_rows_above_a_length_fail_or_are_dropped(tiny, tmp_path):
+    with pytest.raises(datakit.DataFailed, match="DK702"):
+        sft(tiny, tmp_path, data=tiny.canonical("sft"), max_length=10, max_steps=1)
+
+
+def test_options_that_do_not_exist_or_contradict(tiny, tmp_path, unloaded):
+    assert "learning_rate" in refused(tiny, tmp_path, learning_rat=1).hint
+    assert "format.pack" in refused(tiny, tmp_path, packing=True).hint
+    assert "truncation" in refused(tiny, tmp_path, format={"truncation": "drop"}).message
+    assert "pip install" in refused(tiny, tmp_path, report_to="wandb").hint
+    assert "eval_share" in refused(tiny, tmp_path, eval_share=0.1, eval_data=tiny.formatted("sft")).message
+    assert "early_stopping" in refused(tiny, tmp_path, early_stopping=1).message
+
+
+def test_unknown_formatting_options(tiny, tmp_path, unloaded):
+    assert "trunkation" in refused(tiny, tmp_path, data=tiny.canonical("sft"), format={"trunkation": "drop"}).message
+
+
+def test_a_model_without_room_for_the_tokenizer(tiny, tmp_path):
+    small = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    error = refused(tiny, tmp_path, model=LlamaForCausalLM(small), tokenizer=tiny.model)
+    assert "64 embeddings" in error.message
+
+
+def test_one_engine_in_a_process(monkeypatch):
+    monkeypatch.setattr(engines, "_used", "trl")
+    with pytest.raises(UsageError, match="already trains with trl"):
+        engines.choose("unsloth", "out")
+    monkeypatch.setattr(engines, "_used", None)
+    with pytest.raises(UsageError, match="not installed|must come first"):
+        engines.choose("unsloth", "out")
+
+
+# ---------------------------------------------------------------- the model and the data agree
+
+
+def test_the_model_stops_where_the_data_ends_a_turn(tiny, tmp_path):
+    made = sft(tiny, tmp_path, max_steps=1)
+    end = made.processing_class.convert_tokens_to_ids("<|im_end|>")
+    assert made.model.generation_config.eos_token_id == [0, end]
+
+
+def test_another_template_is_saved_with_the_model(tiny, tmp_path):
+    from trl.chat_template_utils import qwen2_5_chat_template
+
+    template = tmp_path / "template.jinja"
+    template.write_text(qwen2_5_chat_template.replace("You are Qwen", "You are"))
+    made = sft(tiny, tmp_path, data=tiny.canonical("sft"), chat_template=template, max_steps=1)
+    made.save_model()
+    assert (tmp_path / "run" / "chat_template.jinja").read_text() == template.read_text()
+
+
+def test_a_model_in_memory_is_trained_with_a_copy_as_reference(tiny, tmp_path, capsys):
+    model = LlamaForCausalLM.from_pretrained(tiny.model)
+    made = trainer(
+        "dpo",
+        model=model,
+        tokenizer=tiny.model,
+        data=tiny.formatted("dpo"),
+        output_dir=tmp_path / "run",
+        **{**STEPS, "max_steps": 2},
+    )
+    made.train()
+    moved = [not torch.equal(a, b) for a, b in zip(made.model.parameters(), made.ref_model.parameters(), strict=True)]
+    assert any(moved)
+    assert "copy of the model in memory" in capsys.readouterr().err
+
+
+def test_bf16_and_fields_of_lora(tiny, tmp_path):
+    made = sft(tiny, tmp_path, max_steps=2, precision="bf16", lora={"r": 4, "target_modules": ["q_proj"]})
+    made.train()
+    adapted = {name for name, _ in made.model.named_parameters() if "lora_" in name}
+    assert adapted
+    assert all("q_proj" in name for name in adapted)
+    assert made.args.bf16
+    assert made.model.get_base_model().lm_head.weight.dtype is torch.bfloat16
+
+
+def test_fp8_is_computed_in_or_the_run_stops(tiny, tmp_path, capsys):
+    pytest.importorskip("torchao")
+    made = sft(tiny, tmp_path, max_steps=2, precision="fp8", fp8={"emulate": True}, lora=4)
+    made.train()
+    assert made.state.global_step == 2
+    assert made.args.pad_to_multiple_of == 16
+    assert "linear layers converted" in capsys.readouterr().err
+    assert record(tmp_path / "run")["precision"].startswith("fp8 (torchao")
+
+
+def test_ids_that_others_made(tiny, tmp_path):
+    ids = [{"input_ids": [1, 5, 6, 7 + n], "labels": [-100, 5, 6, 7 + n]} for n in range(4)]
+    folder = shards(tmp_path / "ids", ids)
+    made = sft(tiny, tmp_path, data=folder, max_steps=1)
+    made.train()
+    assert record(tmp_path / "run")["data"]["tokens"] == 16
+    foreign = shards(tmp_path / "foreign", [{"input_ids": [1, 100_000], "labels": [1, 100_000]}])
+    with pytest.raises(UsageError, match="token id 100000"):
+        sft(tiny, tmp_path / "b", data=foreign)
+
+
+def test_packed_rows(tiny, tmp_path):
+    out = tmp_path / "packed"
+    datakit.format(tiny.canonical("sft"), out, tokenizer=tiny.model, max_length=256, pack="bfd").raise_for_status()
+    made = sft(tiny, tmp_path, data=out, max_steps=1, eval_share=None, per_device_train_batch_size=1)
+    made.train()
+    assert made.padding_free
+    assert made.eval_dataset is None
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def test_rows_are_held_out_by_content(tiny, tmp_path):
+    made = sft(tiny, tmp_path, eval_share=0.4, max_steps=2, eval_steps=1)
+    ids = {tuple(row["input_ids"]) for row in trainglue.dataset(tiny.formatted("sft"), method="sft")}
+    train = {tuple(row["input_ids"]) for row in made.train_dataset}
+    evaluated = {tuple(row["input_ids"]) for row in made.eval_dataset}
+    assert train | evaluated == ids
+    assert not train & evaluated
+    assert 0 < len(evaluated) < len(train)
+    again = sft(tiny, tmp_path, eval_share=0.4, max_steps=2, data=tiny.canonical("sft"))
+    assert {tuple(row["input_ids"]) for row in again.eval_dataset} == evaluated
+    made.train()
+    assert len([entry for entry in made.state.log_history if "eval_loss" in entry]) == 2
+    assert record(tmp_path / "run")["data"]["evaluated_on"] == len(evaluated)
+
+
+def test_a_split_to_evaluate_on(tiny, tmp_path):
+    files = []
+    for name in ("train", "test"):
+        files.append(tmp_path / f"{name}.jsonl")
+        rows = [{"messages": turns(f"{name} {n}?", "Yes.")} for n in range(4 if name == "train" else 2)]
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "shards"
+    datakit.convert(files, folder, split=[f"train={files[0]}", f"test={files[1]}"]).raise_for_status()
+    made = sft(tiny, tmp_path, data=folder, eval_share=None, eval_split="test", max_steps=1)
+    assert (len(made.train_dataset), len(made.eval_dataset)) == (4, 2)
+
+
+def test_training_ends_where_it_no_longer_helps(tiny, tmp_path):
+    made = sft(
+        tiny,
+        tmp_path,
+        eval_share=0.4,
+        eval_steps=1,
+        early_stopping=1,
+        max_steps=20,
+        learning_rate=10.0,  # the loss explodes
+        save_strategy="steps",
+    )
+    made.train()
+    assert made.state.global_step < 20
+    assert made.state.best_model_checkpoint is not None
+
+
+# ---------------------------------------------------------------- the run folder and going on
+
+
+def test_a_run_goes_on_with_the_same_losses(tiny, tmp_path):
+    whole = sft(tiny, tmp_path / "a", max_steps=8)
+    whole.train()
+    saves = {"save_strategy": "steps", "save_steps": 3, "max_steps": 8}
+    first = sft(tiny, tmp_path / "b", **saves)
+    first.add_callback(_Stop(5))
+    first.train()
+    assert first.state.global_step == 5
+    with pytest.raises(UsageError, match="holds an earlier run"):
+        sft(tiny, tmp_path / "b", **saves)
+    second = sft(tiny, tmp_path / "b", **saves, resume=True)
+    second.train()
+    assert losses(second)[-5:] == pytest.approx(losses(whole)[-5:], rel=1e-6)
+    assert second.state.global_step == 8
+    sessions = record(tmp_path / "b" / "run")["sessions"]
+    assert [session["from_step"] for session in sessions] == [0, 3]
+    assert [session["status"] for session in sessions] == ["finished", "finished"]
+
+
+def test_going_on_with_other_rows_is_refused(tiny, tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    sft(tiny, tmp_path, **saves).train()
+    other = shards(tmp_path / "other", [{"messages": turns("other?", "yes")}] * 4)
+    with pytest.raises(UsageError, match="was trained on other rows"):
+        sft(tiny, tmp_path, **saves, data=other, resume=True)
+    with pytest.raises(UsageError, match="no checkpoint"):
+        sft(tiny, tmp_path / "empty", resume=True)
+    sft(tiny, tmp_path, **saves, data=other, overwrite=True)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_the_record_says_what_a_run_was_made_of(tiny, tmp_path):
+    made = sft(tiny, tmp_path, max_steps=2)
+    made.train()
+    found = record(tmp_path / "run")
+    manifest = json.loads((tiny.formatted("sft") / "manifest.json").read_text())
+    assert found["status"] == "finished"
+    assert (found["method"], found["engine"], found["precision"], found["step"]) == ("sft", "trl", "fp32", 2)
+    assert found["data"]["content_id"] == manifest["content_id"]
+    assert found["data"]["trained_on"] == ROWS
+    assert found["data"]["tokens"] == sum(len(row["input_ids"]) for row in made.train_dataset)
+    assert found["versions"]["trl"]
+    assert found["config"]["learning_rate"] == 1e-3
+    assert json.loads((tmp_path / "run" / "data_manifest.json").read_text()) == manifest
+
+
+def test_out_of_memory_gives_advice(tiny, tmp_path, monkeypatch):
+    made = sft(tiny, tmp_path, max_steps=1)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(made, "training_step", full)
+    with pytest.raises(trainglue.OutOfMemory) as caught:
+        made.train()
+    assert "per_device_train_batch_size = 1 with gradient_accumulation_steps = 2" in caught.value.hint
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 3407), ("bf16", True)])
+def test_options_that_a_trainer_changes_are_said_and_number_formats_refused(
+    name, value, tiny, tmp_path, capsys, monkeypatch
+):
+    from trainglue import hooks
+
+    class Changing:
+        def __init__(self, *arguments, args, **options):
+            setattr(args, name, value)
+            super().__init__(*arguments, args=args, **options)
+
+    monkeypatch.setattr(hooks, "Guarded", type("Both", (hooks.Guarded, Changing), {}))
+    if name == "bf16":
+        with pytest.raises(UsageError, match="bf16 = True"):
+            sft(tiny, tmp_path)
+    else:
+        sft(tiny, tmp_path)
+        assert "SFTTrainer takes seed = 3407 for 42" in capsys.readouterr().err
+
+
+def test_a_row_that_the_trainer_leaves_out_is_named(tiny, tmp_path, monkeypatch):
+    from trainglue import hooks
+
+    monkeypatch.setattr(hooks.Prepared, "_prepare_dataset", lambda self, dataset, *_, **__: dataset.select([0, 2, 3]))
+    with pytest.raises(datakit.InternalError) as caught:
+        trainer("dpo", model=tiny.model, data=tiny.formatted("dpo"), output_dir=tmp_path / "run", **STEPS)
+    row = list(datakit.load(tiny.formatted("dpo")).rows(all=True))[1]
+    assert f"left out {ROWS - 3} rows of {ROWS}" in caught.value.message
+    assert row["dk_id"] in caught.value.message
+
+
+class _Stop(TrainerCallback):
+    """Ends training after a step, as an interrupt would, without a checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step == self.step
+        control.should_save = False if state.global_step == self.step else control.should_save
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path):
+    path = tmp_path / "mix.toml"
+    path.write_text(
+        f"""stop = "all_exhausted"
+block_size = 4
+seed = 3
+order = "shuffle"
+
+[sources.one]
+path = "{tiny.formatted("sft")}"
+weight = 0.7
+
+[sources.two]
+path = "{second(tiny)}"
+weight = 0.3
+"""
+    )
+    return path
+
+
+def second(tiny):
+    out = tiny.root / "second ready"
+    if not out.exists():
+        folder = shards(tiny.root / "second", [{"messages": turns(f"Colour {n}?", "Blue.")} for n in range(5)])
+        datakit.format(folder, out, tokenizer=tiny.model, workers=1).raise_for_status()
+    return out
+
+
+def test_a_written_mix(tiny, recipe, tmp_path):
+    made = sft(tiny, tmp_path, data=recipe, max_steps=2)
+    assert len(made.train_dataset) == ROWS + 5
+    made.train()
+
+
+def test_a_streamed_mix_gives_the_rows_of_the_plan_and_resumes_at_its_place(tiny, recipe, tmp_path):
+    expected = [row["input_ids"] for row in datakit.stream(recipe)]
+    given: list[list[int]] = []
+
+    def seen_by(made):
+        collate = made.data_collator
+
+        def watched(rows):
+            given.extend(list(row["input_ids"]) for row in rows)
+            return collate(rows)
+
+        made.data_collator = watched
+        return made
+
+    options = {"data": recipe, "streaming": True, "save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2}
+    whole = seen_by(sft(tiny, tmp_path / "a", **options))
+    whole.train()
+    assert whole.state.max_steps == (2 * len(expected) + 1) // 2
+    assert given[: 2 * len(expected)] == expected * 2
+
+    first = sft(tiny, tmp_path / "b", **options)
+    first.add_callback(_Stop(5))
+    first.train()
+    given.clear()
+    resumed = seen_by(sft(tiny, tmp_path / "b", **options, resume=True))
+    resumed.train()
+    assert given[: 2 * len(expected) - 6] == (expected * 2)[6:]
+    assert losses(resumed)[-8:] == pytest.approx(losses(whole)[-8:], rel=1e-6)
+
+
+def test_a_stream_of_rows_that_are_not_formatted_is_refused(tiny, tmp_path):
+    path = tmp_path / "mix.toml"
+    path.write_text(f'[sources.one]\npath = "{tiny.canonical("sft")}"\nweight = 1.0\n')
+    with pytest.raises(UsageError, match="is not formatted"):
+        sft(tiny, tmp_path, data=path, streaming=True)
+    with pytest.raises(UsageError, match="takes no stream"):
+        trainer("orpo", model=tiny.model, data=path, output_dir=tmp_path / "run", streaming=True)
+
+
+# ---------------------------------------------------------------- machines that only train
+
+BLOCKED = """
+import sys
+from importlib.machinery import PathFinder
+
+found = PathFinder.find_spec
+
+def find_spec(name, *arguments):
+    return None if name.split(".")[0] in ("polars", "rich", "click") else found(name, *arguments)
+
+PathFinder.find_spec = staticmethod(find_spec)
+import datakit, trainglue, trainglue.training, trainglue.streams
+rows = trainglue.dataset(sys.argv[1], method="sft")
+streamed = sum(1 for _ in datakit.stream(sys.argv[2]))
+print(len(rows), streamed)
+"""
+
+
+def test_rows_are_loaded_and_streamed_without_polars_rich_and_click(tiny, recipe, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, str(tiny.formatted("sft")), str(recipe)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == [str(ROWS), str(ROWS + 5)]
+
+
+# ---------------------------------------------------------------- processes
+
+TWO = """
+import json, os, sys
+from trainglue import trainer
+model, data, out, options = sys.argv[1:]
+made = trainer("sft", model=model, data=data, output_dir=out, **json.loads(options))
+collate, seen = made.data_collator, []
+def watched(rows):
+    seen.extend(list(row["input_ids"]) for row in rows)
+    return collate(rows)
+made.data_collator = watched
+made.train()
+made.save_model()
+with open(f"{out}/seen-{os.environ['RANK']}.json", "w") as file:
+    json.dump({"seen": seen, "losses": [e["loss"] for e in made.state.log_history if "loss" in e]}, file)
+"""
+
+
+def test_two_processes_take_every_row_once(tiny, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TWO)
+    out = tmp_path / "run"
+    out.mkdir()
+    options = {**STEPS, "num_train_epochs": 1, "use_cpu": True, "overwrite": True}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_DATASETS_CACHE": str(tiny.root / "datasets two"),
+        "TRAINGLUE_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)),
+            *(tiny.model, str(tiny.canonical("sft")), str(out), json.dumps(options)),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((out / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    taken = Counter(tuple(ids) for part in found for ids in part["seen"])
+    rows = Counter(tuple(row["input_ids"]) for row in trainglue.dataset(tiny.formatted("sft"), method="sft"))
+    assert taken == rows
+    assert [len(part["seen"]) for part in found] == [ROWS // 2, ROWS // 2]
+    facts = record(out)
+    assert (facts["processes"], facts["rows_per_update"], facts["rows_repeated_per_epoch"]) == (2, 4, 0)
+    assert (out / "model.safetensors").is_file()

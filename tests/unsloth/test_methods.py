@@ -1,0 +1,147 @@
+"""The eight methods with engine="unsloth", in the environment that docs/unsloth-env.sh builds.
+
+The tests train in this process, which Unsloth patches for good; whatever needs stock TRL runs in another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("unsloth") is None:
+    pytest.skip("needs the environment of docs/unsloth-env.sh (make unsloth)", allow_module_level=True)
+else:
+    from trainglue import trainer
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+METHODS = ["sft", "dpo", "orpo", "cpo", "reward", "kto", "bco", "grpo"]
+STEPS = {
+    "max_steps": 2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-3,
+    "save_strategy": "no",
+    "eval_share": 0.0,
+}
+SAME_BY_ANOTHER_NAME = {"optim", "gradient_checkpointing_kwargs"}
+"""On a CPU Unsloth takes the fused kernel of the same AdamW, and spells out the checkpointing that is the default."""
+GENERATION = {"num_generations": 2, "max_completion_length": 4}
+
+
+def length_of(completions, **_):
+    """A reward that differs between completions."""
+    return [float(len(str(completion))) for completion in completions]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A folder with a model, and formatted shards for each method."""
+    root = tmp_path_factory.mktemp("made")
+    run("-m", "tests.unsloth.made", str(root))
+    return root
+
+
+def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own."""
+    done = subprocess.run([sys.executable, "-W", "ignore", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def built(method, made, output, **options):
+    if method == "grpo":
+        options |= {"reward": length_of, **GENERATION}
+    return trainer(
+        method,
+        model=str(made / ("rates" if method == "reward" else "writes")),
+        data=made / f"ready-{method}",
+        output_dir=output,
+        **{"engine": "unsloth", **STEPS, **options},
+    )
+
+
+def losses_of(trained):
+    return [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("lora", [4, None], ids=["lora", "full"])
+@pytest.mark.parametrize("method", METHODS)
+def test_two_steps(method, lora, made, tmp_path):
+    ours = built(method, made, tmp_path / "run", lora=lora)
+    before = {name: weight.detach().clone() for name, weight in ours.model.named_parameters()}
+    ours.train()
+    assert ours.state.global_step == 2
+    assert len(losses_of(ours)) == 2
+    assert all(math.isfinite(loss) for loss in losses_of(ours))
+    changed = {name for name, weight in ours.model.named_parameters() if not weight.equal(before[name])}
+    assert changed
+    if lora:
+        assert all("lora" in name or "score" in name for name in changed)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["engine"] == "unsloth"
+
+
+def test_it_is_unsloth_that_trains(made, tmp_path):
+    import trl
+
+    ours = built("sft", made, tmp_path / "run", lora=4)
+    assert "unsloth" in sys.modules
+    assert hasattr(ours.model, "for_training"), "the model comes from FastLanguageModel"
+    assert isinstance(ours, trl.SFTTrainer)
+    assert not Path("unsloth_compiled_cache").exists(), "what Unsloth generates stays in the run folder"
+
+
+STOCK = """
+import json, sys
+from pathlib import Path
+from tests.unsloth.test_methods import METHODS, built, losses_of
+made, output = map(Path, sys.argv[1:])
+for method in METHODS:
+    ours = built(method, made, output / method, engine="trl", lora=4)
+    if method in ("orpo", "cpo", "reward"):  # TRL 1.15 trains no other without triton
+        ours.train()
+    print(json.dumps([method, ours.args.to_dict(), losses_of(ours)], default=str))
+"""
+
+
+@pytest.fixture(scope="session")
+def stock(made, tmp_path_factory):
+    """Each method's hyper-parameters, and losses where it trains, on the stock TRL of this environment."""
+    lines = run("-c", STOCK, str(made), str(tmp_path_factory.mktemp("stock"))).stdout.splitlines()
+    return {method: rest for method, *rest in map(json.loads, filter(lambda line: line.startswith("["), lines))}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hyper_parameters_are_those_of_stock_trl(method, made, stock, tmp_path):
+    theirs, losses = stock[method]
+    ours = built(method, made, tmp_path / "run", lora=4)
+    own = json.loads(json.dumps(ours.args.to_dict(), default=str))
+    assert {name for name in theirs if own[name] != theirs[name]} <= {"output_dir", *SAME_BY_ANOTHER_NAME}
+    if losses:
+        ours.train()
+        assert losses_of(ours) == pytest.approx(losses, rel=1e-4)
+
+
+def test_unsloth_must_come_before_transformers():
+    code = "import transformers; from trainglue import engines; engines.choose('unsloth', '.')"
+    assert "must come first" in run("-c", code, code=1).stderr
+
+
+def test_auto_takes_unsloth():
+    code = "from trainglue import engines; print(engines.choose('auto', '.')[0])"
+    assert run("-c", code).stdout.splitlines()[-1] == "unsloth"
+
+
+def test_one_engine_per_process(made, tmp_path):
+    from datakit import UsageError
+
+    built("sft", made, tmp_path / "run", lora=4)
+    with pytest.raises(UsageError, match="already trains with unsloth"):
+        built("sft", made, tmp_path / "other", engine="trl", lora=4)

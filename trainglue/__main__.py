@@ -1,0 +1,5 @@
+"""`python -m trainglue`."""
+
+from trainglue.cli import main
+
+main()

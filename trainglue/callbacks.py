@@ -1,0 +1,139 @@
+"""What happens around the steps of a run: its record in the run folder, and progress for a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import TrainerCallback
+
+from trainglue.streams import STATE, Position
+
+RECORD: Final = "run.json"
+SHOWN: Final = (
+    "loss",
+    "eval_loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "reward",
+    "kl",
+    "grad_norm",
+    "learning_rate",
+)
+"""Metrics that a line shows, in this order."""
+
+
+class Record(TrainerCallback):
+    """Keeps `run.json` in the run folder: what the run was made of, and how far it has come.
+
+    Args:
+        folder: the run folder.
+        facts: everything that is known before the first step.
+    """
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        self.path = folder / RECORD
+        earlier = read(folder).get("sessions", [])
+        self.session: dict[str, Any] = {"started": _now(), "command": facts["command"], "status": "running"}
+        self.record: dict[str, Any] = {**facts, "sessions": [*earlier, self.session]}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.session["from_step"] = state.global_step
+        self._write(state, "running")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write(state, "running")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write(state, "finished")
+
+    def _write(self, state: Any, status: str) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.session |= {"status": status, "step": state.global_step, "updated": _now()}
+        self.record |= {"status": status, "step": state.global_step, "steps": state.max_steps, "epoch": state.epoch}
+        self.record["log"] = state.log_history[-1:] if status == "running" else state.log_history
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(json.dumps(self.record, indent=1, default=str) + "\n", "utf-8")
+        os.replace(beside, self.path)  # noqa: PTH105 - whole or absent
+
+
+class StreamState(TrainerCallback):
+    """Puts the place where a stream stands into every checkpoint.
+
+    Args:
+        position: of the stream when this session began.
+    """
+
+    def __init__(self, position: Position) -> None:
+        self.position, self.begun_at = position, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begun_at = state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            kept = self.position.after(state.global_step - self.begun_at)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / STATE).write_text(json.dumps(kept) + "\n", "utf-8")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record of an earlier run in a folder; empty without one."""
+    try:
+        found = json.loads((folder / RECORD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Progress(TrainerCallback):
+    """Tells a person how a run goes on.
+
+    Args:
+        step: called with the step and the last step.
+        line: called with a line of metrics.
+    """
+
+    def __init__(self, step: Callable[[int, int], None], line: Callable[[str], None]) -> None:
+        self.step, self.line = step, line
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._show(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._show(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        text = metrics(logs or {})
+        if state.is_world_process_zero and text:
+            self.line(f"step {state.global_step}/{state.max_steps}  {text}")
+
+    def _show(self, state: Any) -> None:
+        if state.is_world_process_zero:
+            self.step(state.global_step, state.max_steps)
+
+
+def metrics(logs: Mapping[str, Any]) -> str:
+    """`loss 2.31  learning_rate 2e-05  epoch 0.5`."""
+    found = {name: float(logs[name]) for name in (*SHOWN, "epoch") if _is_number(logs.get(name))}
+    if not found.keys() - {"epoch"}:
+        return ""
+    return "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,326 @@
+"""The command line: `trainglue METHOD`, `trainglue train run.toml`, and what goes with them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+
+import datakit
+from datakit.commands.group import Group, as_json_option, print_json
+from datakit.errors import UsageError
+from datakit.terminal import plural
+from trainglue import config, options
+from trainglue.methods import METHODS
+
+EPILOG: Final = (
+    "Every option of the trainer's config in the installed TRL is an option here under its own name, such as "
+    "--max-steps 200 or --learning-rate 1e-5; `trainglue api METHOD` lists them. --print-config shows the defaults. "
+    "Exit codes: 0 trained, 1 the data fails, 2 wrong call, 3 could not judge, 5 out of memory, 70 internal, "
+    "130 and 143 interrupted."
+)
+LINES: Final = {
+    "sft": "Supervised fine-tuning on the assistant's turns.",
+    "dpo": "Direct preference optimisation on pairs.",
+    "orpo": "Preferences without a reference model (odds ratio).",
+    "cpo": "Preferences without a reference model (contrastive; SimPO with --loss-type simpo).",
+    "kto": "Single answers that are good or bad.",
+    "bco": "Single answers that are good or bad, by a classifier.",
+    "reward": "A model that scores answers, from pairs.",
+    "grpo": "The model's own answers, scored by reward functions.",
+    "prm": "A model that scores the steps of an answer.",
+}
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(datakit.__version__, prog_name="trainglue")
+def main() -> None:
+    """From a shard folder to a training run.
+
+    \b
+    trainglue sft --data ready/ --model Qwen/Qwen2.5-0.5B-Instruct --output-dir out/ --lora 16
+    trainglue train run.toml
+    trainglue dpo --print-config
+    """
+
+
+# ---------------------------------------------------------------- training
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, epilog=EPILOG)
+@click.argument("file", metavar="RUN.TOML")
+@click.option("--print-config", is_flag=True, help="Print everything that the run is told, and stop.")
+@click.pass_context
+def train(context: click.Context, file: str, print_config: bool) -> None:
+    """Train as a TOML file says; options given here come first.
+
+    \b
+    trainglue train run.toml
+    trainglue train run.toml --resume
+    """
+    given = config.load(file)
+    fields = {field.name: field for field in config.FIELDS}
+    for name, texts in _extra(context.args).items():
+        field = fields.get(name)
+        if field is None:
+            given[name] = config.value_of(texts[-1]) if texts else True
+        elif field.type == "fields":
+            given[name] = config.fields_of(texts, f"--{name.replace('_', '-')}")
+        elif field.type == "texts":
+            given[name] = texts
+        else:
+            given[name] = (texts[-1] if field.type == "str" else config.value_of(texts[-1])) if texts else True
+    config.check(given, "command line")
+    _run(given.pop("method"), given, print_config)
+
+
+def _method_command(name: str) -> click.Command:
+    def run(print_config: bool, **given: Any) -> None:
+        context = click.get_current_context()
+        told = {key: value for key, value in given.items() if value not in (None, ()) and value is not False}
+        for field in config.FIELDS:
+            if field.type == "fields" and field.name in told:
+                told[field.name] = config.fields_of(told[field.name], f"--{field.name}")
+            elif field.type == "texts" and field.name in told:
+                told[field.name] = list(told[field.name])
+        for key, texts in _extra(context.args).items():
+            told[key] = config.value_of(texts[-1]) if texts else True
+        _run(name, told, print_config)
+
+    return click.Command(
+        name,
+        callback=run,
+        help=LINES[name],
+        epilog=EPILOG,
+        params=[
+            *(_option(field) for field in config.FIELDS if name == "grpo" or field.name != "reward"),
+            click.Option(["--print-config"], is_flag=True, help="Print everything that the run is told, and stop."),
+        ],
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+def _option(field: config.Field) -> click.Option:
+    names = [f"--{field.name.replace('_', '-')}"]
+    if field.name == "output_dir":
+        names.append("--output")
+    more: dict[str, Any] = {"help": field.help, "metavar": field.metavar or None}
+    if field.type == "bool":
+        return click.Option([*names, field.name], is_flag=True, help=field.help)
+    if field.type in ("fields", "texts"):
+        return click.Option([*names, field.name], multiple=True, **more)
+    types: dict[str, Any] = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
+    kind = click.Choice(list(field.choices)) if field.choices else types[field.type]
+    return click.Option([*names, field.name], type=kind, **more)
+
+
+for _name in METHODS:
+    main.add_command(_method_command(_name))
+
+
+def _extra(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """`--max-steps 2 --packing --no-bf16 --beta=0.2` as names and texts; a flag has none."""
+    found: dict[str, list[str]] = {}
+    current: list[str] | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            if name.startswith("no_") and not equals:
+                name, equals, value = name[3:], "=", "false"
+            current = found.setdefault(name, [])
+            if equals:
+                current.append(value)
+                current = None
+        elif current is not None:
+            current.append(argument)
+            current = None
+        else:
+            raise UsageError(f"{argument} belongs to no option", "Options are --name value.")
+    return found
+
+
+def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
+    if print_config:
+        _print_config(method, given)
+        return
+    missing = [name for name in config.REQUIRED[1:] if name not in given]
+    if missing:
+        raise UsageError(f"no {missing[0]}", f"trainglue {method} --{missing[0].replace('_', '-')} ...")
+    from trainglue.training import trainer
+
+    with _quiet():
+        made = trainer(method, **{**given, "disable_tqdm": True})
+        with _screen(made):
+            made.train()
+            last = made.state.log_history[-2:]
+            if made.eval_dataset is not None and not any("eval_loss" in entry for entry in last):
+                made.evaluate()
+        made.save_model()
+    if made.is_world_process_zero():
+        losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+        told = f", loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
+        click.echo(f"{method} trained, {plural(made.state.global_step, 'step')}{told}: {made.args.output_dir}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries tell of their own changes and load bars; a person at a terminal gets the bars, nobody the changes."""
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _print_config(method: str, given: Mapping[str, Any]) -> None:
+    lora = bool(given.get("lora"))
+    share = given.get("eval_share", 0.0 if method == "grpo" else options.HOLD_OUT)
+    evaluates = bool(share or given.get("eval_data") or given.get("eval_split"))
+    defaults = options.presets(method, lora=lora, evaluates=evaluates)
+    own = {name: given.get(name) for name in config.REQUIRED[1:]}
+    if evaluates and not (given.get("eval_data") or given.get("eval_split")):
+        own["eval_share"] = share
+    rest = {name: value for name, value in given.items() if name not in own}
+    comments = {name: "default" for name in defaults if name not in given}
+    comments |= {field.name: field.help for field in config.FIELDS if own.get(field.name, "") is None}
+    click.echo(config.to_toml({"method": method, **own, **defaults, **rest}, comments), nl=False)
+
+
+@main.command()
+def rewards() -> None:
+    """List the reward functions that are ready for --reward."""
+    from trainglue.rewards import listing
+
+    for name, line in listing().items():
+        click.echo(f"{name:<16} {line}")
+
+
+@contextmanager
+def _screen(made: Any) -> Iterator[None]:
+    """A live bar where a person is looking, else a line for each logging step."""
+    from transformers.trainer_callback import PrinterCallback
+
+    from trainglue.callbacks import Progress
+
+    made.remove_callback(PrinterCallback)
+    if not sys.stderr.isatty():
+        made.add_callback(Progress(lambda step, steps: None, lambda text: click.echo(text, err=True)))
+        yield
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from datakit.screen import open_console
+
+    with Bar(
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=open_console(stderr=True),
+    ) as bar:
+        task = bar.add_task("training", total=None)
+        made.add_callback(
+            Progress(
+                lambda step, steps: bar.update(task, completed=step, total=steps),
+                lambda text: bar.console.print(text, markup=False),
+            )
+        )
+        yield
+
+
+# ---------------------------------------------------------------- before and after training
+
+
+@main.command(epilog="Exit codes: 0 at least one of the cases asked about can be trained, 1 none can, 2 wrong call.")
+@click.argument("method", required=False, metavar="[METHOD]")
+@click.option(
+    "--precision", metavar="NAME", help="fp32, bf16, fp16, qlora, fp8, 'fp8 te', fp8_weights; by default all."
+)
+@click.option("--engine", metavar="NAME", help="trl or unsloth; by default those that are installed.")
+@click.option("--model", metavar="PATH|NAME", help="Look at this model too: access, chat template, pad token.")
+@as_json_option
+def doctor(as_json: bool, **options: Any) -> None:
+    """What this machine and these versions can train, and the command that repairs what they cannot.
+
+    \b
+    trainglue doctor
+    trainglue doctor dpo --precision qlora && trainglue dpo ...
+    """
+    from trainglue import diagnosis
+
+    found = diagnosis.doctor(**options)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(diagnosis.describe(found))
+    if found.exit_code:
+        raise click.exceptions.Exit(found.exit_code)
+
+
+@main.command()
+@click.argument("method", metavar="METHOD")
+@click.option("--engine", default="trl", show_default=True, metavar="NAME", help="trl or unsloth.")
+@as_json_option
+def api(as_json: bool, **options: Any) -> None:
+    """Every option that the installed trainer takes, with type and default, and where others went.
+
+    \b
+    trainglue api dpo
+    """
+    from trainglue import signatures
+
+    with _quiet():
+        found = signatures.api(**options)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        click.echo(signatures.describe(found))
+
+
+@main.command(epilog="Exit codes: 0 written, 2 wrong call, 4 not written, 70 the result computes something else.")
+@click.argument("source", metavar="RUN")
+@click.option("-o", "--output", required=True, metavar="DIR", help="A new folder; whole or absent.")
+@click.option(
+    "--to",
+    type=click.Choice(["adapter", "merged", "gguf"]),
+    default="merged",
+    show_default=True,
+    help="adapter: the LoRA weights. merged: a plain model. gguf: with a Modelfile and llama.cpp's commands.",
+)
+@click.option("--base", metavar="PATH|NAME", help="The model under the adapter, where it moved.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights; by default as the base."
+)
+@click.option("--quantization", default="q4_k_m", show_default=True, metavar="TYPE", help="gguf: a type of llama.cpp.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Load what was written and compare logits.")
+@as_json_option
+def export(as_json: bool, **options: Any) -> None:
+    """Write a trained model as an adapter, a plain model, or ready for GGUF and Ollama.
+
+    \b
+    trainglue export out/ -o merged/
+    trainglue export out/ -o ollama/ --to gguf --quantization q4_k_m
+    """
+    from trainglue import exporting
+
+    with _quiet():
+        made = exporting.export(**options)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        click.echo(exporting.describe(made))
+
+
+if __name__ == "__main__":
+    main()

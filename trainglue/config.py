@@ -1,0 +1,207 @@
+"""What a run can be told: one table, from which the command line, run.toml and `schemas/run.json` follow.
+
+The names are those of the arguments of `trainglue.trainer`. Every other name is an option of the trainer's config in
+the installed TRL.
+
+    method = "sft"
+    model = "Qwen/Qwen2.5-0.5B-Instruct"
+    data = "ready/"
+    output_dir = "out/"
+    lora = 16
+    max_steps = 200
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from datakit.errors import UnreadableInput, UsageError
+from trainglue.engines import ENGINES
+from trainglue.methods import METHODS
+from trainglue.precision import PRECISIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One thing that a run can be told.
+
+    Attributes:
+        name: in the library, in run.toml, and with - for _ on the command line.
+        help: one sentence.
+        type: of its value: str, int, float, bool; `fields` for a table; `texts` for one or more strings.
+        choices: the words that it takes.
+        metavar: what the help shows for the value.
+    """
+
+    name: str
+    help: str
+    type: str = "str"
+    choices: Sequence[str] = ()
+    metavar: str = ""
+
+
+FIELDS: Final = (
+    Field("model", "A folder, or a name on the Hub.", metavar="PATH|NAME"),
+    Field("data", "A shard folder, formatted or not; or the recipe of a mix.", metavar="DIR|MIX.TOML"),
+    Field("output_dir", "The run folder: checkpoints, the trained model, run.json.", metavar="DIR"),
+    Field("split", "The split of --data to train on; by default train, or the only one.", metavar="NAME"),
+    Field("eval_data", "Another shard folder to evaluate on.", metavar="DIR"),
+    Field("eval_split", "A split of --data to evaluate on.", metavar="NAME"),
+    Field("eval_share", "Share of the rows to hold out, by content; 0.1 by default, 0 for GRPO.", "float", metavar="X"),
+    Field("tokenizer", "A folder or name, if not that of the model.", metavar="PATH|NAME"),
+    Field("chat_template", "A Jinja file instead of the tokenizer's own template.", metavar="FILE"),
+    Field(
+        "max_length", "Tokens that a row may have: rows are formatted to it, or must keep to it.", "int", metavar="N"
+    ),
+    Field(
+        "format", "Options of `datakit format` for shards that are not formatted yet.", "fields", metavar="NAME=VALUE"
+    ),
+    Field("engine", "Unsloth where it is installed (auto), or as named.", choices=ENGINES),
+    Field("precision", "By default bf16 on a GPU that has it, else fp16; fp32 on a CPU.", choices=PRECISIONS),
+    Field("fp8", "Settings of FP8: backend, recipe, emulate.", "fields", metavar="NAME=VALUE"),
+    Field("lora", "Train adapters of this rank, or with these fields of LoraConfig.", "fields", metavar="R|NAME=VALUE"),
+    Field("dtype", "Of the loaded weights, if not by the precision.", metavar="NAME"),
+    Field("reward", "GRPO: a reward function; repeat for several.", "texts", metavar="NAME"),
+    Field("streaming", "Stream the recipe in --data instead of writing the mix.", "bool"),
+    Field("early_stopping", "Evaluations without a better loss until training ends.", "int", metavar="N"),
+    Field("resume", "Go on from the last checkpoint in --output-dir.", "bool"),
+    Field("overwrite", "Replace the run in --output-dir.", "bool"),
+)
+REQUIRED: Final = ("method", "model", "data", "output_dir")
+PATHS: Final = ("model", "data", "output_dir", "eval_data", "tokenizer", "chat_template")
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The arguments of a run.toml; paths in it are relative to its folder.
+
+    Raises:
+        UnreadableInput: there is no such file.
+        UsageError: it is not TOML, or a value has the wrong type.
+    """
+    try:
+        found = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UnreadableInput(f"{path}: {error.strerror}", "Name a TOML file; `--print-config` writes one.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}", "A TOML file: name = value, a line each.") from None
+    check(found, str(path))
+    base = Path(path).parent
+    for name in PATHS:
+        if name in found and (base / found[name]).exists():
+            found[name] = str(base / found[name])
+    if not os.path.isabs(found["output_dir"]):  # noqa: PTH117
+        found["output_dir"] = str(base / found["output_dir"])
+    return found
+
+
+def check(given: Mapping[str, Any], where: str) -> None:
+    """Refuse what the schema refuses.
+
+    Raises:
+        UsageError: with the place and what is allowed there.
+    """
+    known = schema()["properties"]
+    for name in REQUIRED:
+        if name not in given:
+            raise UsageError(f"{where}: no {name}", known[name]["description"])
+    for name, value in given.items():
+        if name in known and not _fits(value, known[name]):
+            allowed = known[name].get("enum") or known[name].get("type") or "a value as the schema says"
+            raise UsageError(f"{where}: {name} = {value!r}", f"{known[name]['description']} Allowed: {allowed}.")
+
+
+def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
+    if "enum" in rule:
+        return value in rule["enum"]
+    names = {"string": str, "integer": int, "number": int | float, "boolean": bool, "object": dict, "array": list}
+    types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
+    return any(isinstance(value, names[name]) and (name == "boolean" or not isinstance(value, bool)) for name in types)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a run.toml."""
+    types = {
+        "str": "string",
+        "int": "integer",
+        "float": "number",
+        "bool": "boolean",
+        "fields": "object",
+        "texts": ["string", "array"],
+    }
+    properties: dict[str, Any] = {"method": {"description": "What is trained.", "enum": list(METHODS)}}
+    for field in FIELDS:
+        rule: dict[str, Any] = {"description": field.help, "type": types[field.type]}
+        if field.name == "lora":
+            rule["type"] = ["integer", "object"]
+        if field.choices:
+            rule = {"description": field.help, "enum": list(field.choices)}
+        properties[field.name] = rule
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "trainglue/run.json",
+        "title": "run.toml of a training run",
+        "description": "Names that are not listed are options of the trainer's config in the installed TRL.",
+        "type": "object",
+        "properties": properties,
+        "required": list(REQUIRED),
+        "additionalProperties": True,
+    }
+
+
+def value_of(text: str) -> Any:
+    """A value as typed: a number, true, false, none, JSON, or else the text."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        try:
+            return float(text)  # 2e-5 is no JSON with a capital, 1. is none at all
+        except ValueError:
+            return text
+
+
+def fields_of(texts: Sequence[str], option: str) -> Any:
+    """`r=16 lora_alpha=32` as a mapping; a single number as itself.
+
+    Raises:
+        UsageError: neither.
+    """
+    if len(texts) == 1 and texts[0].isdigit():
+        return int(texts[0])
+    pairs = [text.partition("=") for text in texts]
+    if not all(equals for _, equals, _ in pairs):
+        raise UsageError(f"{option} {' '.join(texts)}", f"{option} NAME=VALUE, repeated for several.")
+    return {name.replace("-", "_"): value_of(value) for name, _, value in pairs}
+
+
+def to_toml(given: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    """A run.toml that says the same, a line each, tables inline."""
+    lines = []
+    for name, value in given.items():
+        comment = f"  # {comments[name]}" if name in comments else ""
+        lines.append(f"# {name} ={comment}" if value is None else f"{name} = {_toml(value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    import sys
+
+    import orjson
+
+    Path(sys.argv[1]).write_bytes(orjson.dumps(schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

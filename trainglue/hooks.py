@@ -1,0 +1,129 @@
+"""Tokenised rows go into trainers that would tokenise them: thin subclasses of whatever class TRL has.
+
+    skip         SFT reads `input_ids` and `labels` if told to (`skip_prepare_dataset`)
+    prepare      DPO, Reward, BCO: `_prepare_dataset` would make the columns that are there already
+    neighbours   KTO: the same, with the answers of neighbours in a batch for its KL term
+    pair_rows    ORPO, CPO: `tokenize_row` joins prompt and answers
+    step_rows    PRM: `tokenize_row` returns ids and labels as they are
+    none         GRPO reads text
+
+Every trainer also turns "out of memory" into advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from datakit.errors import DatakitError, UsageError
+from trainglue.methods import Hook
+
+IGNORED: Final = -100
+"""The label of a token that is not trained, as in torch."""
+
+
+class OutOfMemory(DatakitError):
+    """The accelerator or the machine has too little memory for the run; the hint says what to change."""
+
+    exit_code = 5
+
+
+class Guarded:
+    """What every trainer gets: a checkpoint to go on from, and advice where memory ends."""
+
+    advice: Callable[[], str] | None = None
+    resume: str | None = None
+
+    def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
+        """As `Trainer.train`.
+
+        Raises:
+            OutOfMemory: with what to change, computed from the lengths of the rows.
+        """
+        try:
+            return super().train(resume_from_checkpoint or self.resume, **options)  # type: ignore[misc]
+        except (RuntimeError, MemoryError) as error:
+            if self.advice is None or not _ends_memory(error):
+                raise
+            first = next(iter(str(error).splitlines()), "")
+            raise OutOfMemory(f"out of memory: {first}", self.advice()) from error
+
+
+def _ends_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+class Prepared:
+    """Rows are what `_prepare_dataset` would return."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+
+class Neighbours:
+    """KTO's KL term pairs each prompt of a batch with the answer of its neighbour in that batch."""
+
+    calculate_KL: bool  # noqa: N815 - TRL's name
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *_: Any, **__: Any) -> Any:
+        size = args.per_device_train_batch_size
+        if not self.calculate_KL:
+            return dataset
+        return dataset.map(rotated, batched=True, batch_size=size * max(1, 1024 // size), fn_kwargs={"batch": size})
+
+
+def rotated(rows: Mapping[str, list[Any]], batch: int) -> dict[str, list[Any]]:
+    """The column `KL_completion_ids`: the answers, moved on by one within every `batch` rows."""
+    answers = rows["completion_ids"]
+    moved = [answers[start : start + batch] for start in range(0, len(answers), batch)]
+    return {"KL_completion_ids": [answer for own in moved for answer in (own[-1], *own[:-1])]}
+
+
+class PairRows:
+    """ORPO and CPO call `tokenize_row` for every row and read other columns."""
+
+    def tokenize_row(self, row: Mapping[str, Any], model: Any = None) -> dict[str, list[int]]:
+        prompt = row["prompt_ids"]
+        made = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for side in ("chosen", "rejected"):
+            whole = prompt + row[f"{side}_ids"]
+            made[f"{side}_input_ids"] = whole
+            made[f"{side}_attention_mask"] = [1] * len(whole)
+            made[f"{side}_labels"] = [IGNORED] * len(prompt) + row[f"{side}_ids"]
+        return made
+
+
+class StepRows:
+    """PRM calls `tokenize_row` for every row."""
+
+    @staticmethod
+    def tokenize_row(features: Mapping[str, Any], **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": features["input_ids"], "labels": features["labels"]}
+
+
+_MIXINS: Final[Mapping[Hook, tuple[type, str]]] = {
+    "prepare": (Prepared, "_prepare_dataset"),
+    "neighbours": (Neighbours, "_prepare_dataset"),
+    "pair_rows": (PairRows, "tokenize_row"),
+    "step_rows": (StepRows, "tokenize_row"),
+}
+
+
+def adapted(trainer_class: type[Any], hook: Hook) -> type[Any]:
+    """A subclass of the same name that takes tokenised rows.
+
+    Raises:
+        UsageError: the class does not have the method that the hook stands in for, so the rows would be tokenised.
+    """
+    bases: tuple[type, ...] = (Guarded, trainer_class)
+    if hook in _MIXINS:
+        mixin, replaced = _MIXINS[hook]
+        if not callable(getattr(trainer_class, replaced, None)):
+            raise UsageError(
+                f"{trainer_class.__module__}.{trainer_class.__name__} has no {replaced}, so it cannot take token ids",
+                "`trainglue doctor` says which versions of TRL can.",
+            )
+        bases = (Guarded, mixin, trainer_class)
+    return type(trainer_class.__name__, bases, {"__module__": trainer_class.__module__})

@@ -1,0 +1,344 @@
+"""Model and tokenizer for a run: loaded once, the same way for every method, on either engine.
+
+    fp32, or all weights trained   weights in fp32 (autocast makes 16 bits of them where the precision says so)
+    LoRA                           frozen weights in the 16 bits of the precision, adapters in fp32
+    qlora                          frozen weights in nf4 with double quantisation, adapters as TRL keeps them
+
+No token is added and no embedding resized: the pad token is one that the tokenizer has.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from datakit.errors import UsageError
+from datakit.tokens.load import Tokenizer
+from trainglue.methods import Method
+
+LORA: Final[Mapping[str, Any]] = {
+    "r": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "target_modules": "all-linear",
+}
+"""Defaults of LoRA; lora_alpha is r unless it is given."""
+
+TASKS: Final = {"causal": "CAUSAL_LM", "score": "SEQ_CLS", "step": "TOKEN_CLS"}
+CLASSES: Final = {
+    "causal": ("AutoModelForCausalLM", {}),
+    "score": ("AutoModelForSequenceClassification", {"num_labels": 1}),
+    "step": ("AutoModelForTokenClassification", {"num_labels": 2}),
+}
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a trainer is built from.
+
+    Attributes:
+        model: with the head of the method; Unsloth's has its adapters already.
+        peft_config: of the adapters that the trainer is to add.
+        reference: the frozen copy that the loss compares with, where it needs one and no adapter can be turned off.
+        notes: what was decided, a sentence each.
+    """
+
+    model: Any
+    peft_config: Any = None
+    reference: Any = None
+    notes: list[str] = field(default_factory=list)
+
+
+def device_type(use_cpu: bool = False) -> str:
+    """Where training runs: cuda, mps, xpu or cpu."""
+    import torch
+
+    if use_cpu:
+        return "cpu"
+    found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+    if found is not None:
+        return str(found.type)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_precision(device: str) -> str:
+    """bf16 where the device has it, else fp16; fp32 without an accelerator."""
+    import torch
+
+    if device != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+def load_tokenizer(found: Tokenizer, template: str | None) -> tuple[Any, list[str]]:
+    """The tokenizer as transformers has it, with the template and the pad token of the data.
+
+    Args:
+        found: the same tokenizer as datakit read it.
+        template: the chat template that the rows were rendered with.
+
+    Raises:
+        UsageError: no token can pad.
+    """
+    from transformers import AutoTokenizer
+
+    name, _, revision = found.path.partition("@")
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or found.revision or "main")
+    notes = []
+    if template is not None:
+        tokenizer.chat_template = template
+    if found.pad is None:
+        raise UsageError(f"{found.path} has no token that can pad", "Name one as pad_token in tokenizer_config.json.")
+    if tokenizer.pad_token != found.pad.token:
+        tokenizer.pad_token = found.pad.token
+        notes.append(f"padding with {found.pad.token}: {found.pad.why}")
+    return tokenizer, notes
+
+
+def end_of_turn(row: Mapping[str, Any], tokenizer: Any) -> int | None:
+    """The control token that ends the answer of a row, if one does."""
+    for name in ("chosen_ids", "completion_ids", "labels"):
+        if name in row:
+            special = {*tokenizer.all_special_ids}
+            return next((int(id) for id in reversed(row[name][-3:]) if id in special), None)
+    return None
+
+
+def stop_at(model: Any, end: int | None, tokenizer: Any) -> list[str]:
+    """Let generation stop where the data ends a turn; a sentence where that was news to the model."""
+    config = getattr(model, "generation_config", None)
+    if config is None or end is None:
+        return []
+    known = config.eos_token_id
+    ids = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if end in ids:
+        return []
+    config.eos_token_id = [*ids, end]
+    return [f"generation stops at {tokenizer.convert_ids_to_tokens(end)} too, which ends a turn in the data"]
+
+
+# ---------------------------------------------------------------- model
+
+
+def load(
+    model: Any,
+    *,
+    method: Method,
+    engine: str,
+    precision: Any,
+    lora: int | Mapping[str, Any] | Any | None,
+    dtype: str | None,
+    longest: int,
+    device: str,
+    options: Mapping[str, Any],
+    seed: int,
+    reference: bool,
+) -> Loaded:
+    """Load a model, or take one that was loaded, and settle adapters and reference.
+
+    Args:
+        model: a folder, a name on the Hub, or a model.
+        method: whose head it needs.
+        engine: trl or unsloth.
+        precision: fp32, bf16, fp16, qlora, fp8 or fp8_weights; or an `Fp8`.
+        lora: a rank, fields of `LoraConfig`, such a config, or None for full fine-tuning.
+        dtype: of the weights, if not by the table above.
+        longest: tokens of the longest row; Unsloth reserves them.
+        device: cuda, cpu, ...
+        options: for `from_pretrained`, such as attn_implementation.
+        seed: of the weights of adapters and new heads.
+        reference: whether a frozen copy may be needed; adapters are turned off instead.
+
+    Raises:
+        UsageError: the model cannot be loaded so, or options contradict each other.
+    """
+    from transformers import set_seed
+
+    set_seed(seed)
+    if precision in ("qlora", "fp8_weights") and not lora:
+        raise UsageError(f"precision {precision} trains adapters only", "Give lora, for example 16.")
+    named = isinstance(model, str | os.PathLike)
+    if not named:
+        if precision == "qlora" and not getattr(model, "is_loaded_in_4bit", False):
+            raise UsageError("the model was loaded without 4 bits", "Give its path; trainglue loads it in nf4.")
+        loaded = Loaded(model)
+    elif engine == "unsloth" and method.head == "causal":
+        return _load_unsloth(os.fspath(model), precision, lora, dtype, longest, options, seed)
+    else:
+        loaded = Loaded(_load_plain(os.fspath(model), method, precision, bool(lora), dtype, device, options))
+    if lora:
+        loaded.peft_config = peft_config(lora, method)
+    elif reference and method.reference and not hasattr(loaded.model, "peft_config"):
+        loaded.reference = copy.deepcopy(loaded.model).requires_grad_(False).eval()
+        loaded.notes += [] if named else ["the reference is a copy of the model in memory"]
+    return loaded
+
+
+def _load_plain(
+    name: str, method: Method, precision: Any, lora: bool, dtype: str | None, device: str, options: Mapping[str, Any]
+) -> Any:
+    import torch
+    import transformers
+
+    class_name, head = CLASSES[method.head]
+    given: dict[str, Any] = {"dtype": _dtype(precision, lora, dtype), **head, **options}
+    if precision == "qlora":
+        given["quantization_config"] = _four_bits()
+        if device == "cuda":
+            given["device_map"] = {"": int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))}
+    try:
+        model = getattr(transformers, class_name).from_pretrained(name, **given)
+    except (OSError, ValueError, ImportError) as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise UsageError(
+            f"{name} cannot be loaded: {first}", "Give a folder with config.json, or a name on the Hub."
+        ) from error
+    if precision == "qlora":
+        import peft
+
+        prepare: Any = peft.prepare_model_for_kbit_training
+        model = prepare(model, use_gradient_checkpointing=False)
+    return model
+
+
+def _dtype(precision: Any, lora: bool, dtype: str | None) -> Any:
+    """The type of the weights."""
+    import torch
+
+    if dtype is not None:
+        found = dtype if dtype == "auto" else getattr(torch, dtype, None)
+        if found is None:
+            raise UsageError(f"dtype {dtype}", "float32, bfloat16, float16 or auto.")
+        return found
+    if precision == "qlora":
+        return torch.bfloat16
+    if precision == "fp32" or not lora:
+        return torch.float32
+    return torch.float16 if precision == "fp16" else torch.bfloat16
+
+
+def _four_bits() -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def peft_config(lora: int | Mapping[str, Any] | Any, method: Method) -> Any:
+    """The `LoraConfig` of a rank, of some of its fields, or of itself.
+
+    Raises:
+        UsageError: LoraConfig has no such field.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    if isinstance(lora, PeftConfig):
+        return lora
+    try:
+        return LoraConfig(task_type=TASKS[method.head], **lora_fields(lora))
+    except TypeError as error:
+        raise UsageError(
+            f"lora: {error}", "Fields of peft.LoraConfig, such as r, lora_alpha, target_modules."
+        ) from None
+
+
+def lora_fields(lora: int | Mapping[str, Any]) -> dict[str, Any]:
+    """Rank and fields with the defaults of trainglue."""
+    given = {"r": lora} if isinstance(lora, int) else dict(lora)
+    fields = {**LORA, **given}
+    return {**fields, "lora_alpha": given.get("lora_alpha", fields["r"])}
+
+
+def _load_unsloth(
+    name: str,
+    precision: Any,
+    lora: int | Mapping[str, Any] | Any | None,
+    dtype: str | None,
+    longest: int,
+    options: Mapping[str, Any],
+    seed: int,
+) -> Loaded:
+    from unsloth import FastLanguageModel  # type: ignore[import-not-found]
+
+    from trainglue import precision as precisions
+
+    given: dict[str, Any] = {
+        "model_name": name,
+        "max_seq_length": longest,
+        "dtype": _dtype(precision, bool(lora), dtype),
+        "load_in_4bit": False,
+        "full_finetuning": not lora,
+        **precisions.unsloth(precision, lora=bool(lora)),
+        **options,
+    }
+    try:
+        model, _ = FastLanguageModel.from_pretrained(**given)
+        if lora:
+            fields = lora_fields(lora if isinstance(lora, int | Mapping) else lora.to_dict())
+            if fields["target_modules"] == "all-linear":
+                fields["target_modules"] = _linear_names(model)
+            model = FastLanguageModel.get_peft_model(
+                model, **fields, use_gradient_checkpointing="unsloth", random_state=seed
+            )
+    except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise UsageError(
+            f"Unsloth cannot load {name}: {first}", "--engine trl may; `trainglue doctor` says more."
+        ) from error
+    return Loaded(model)
+
+
+def _linear_names(model: Any) -> list[str]:
+    """The last parts of the names of linear layers in the decoder: what `all-linear` stands for."""
+    layers = {
+        name for name, module in model.named_modules() if "Linear" in type(module).__name__ and ".layers." in name
+    }
+    return sorted({name.rpartition(".")[2] for name in layers})
+
+
+def check_vocabulary(model: Any, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for.
+
+    Raises:
+        UsageError: with both numbers.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocabulary > rows:
+        raise UsageError(
+            f"{tokenizer.path} has {tokenizer.vocabulary:,} ids, the model {rows:,} embeddings",
+            "Give the tokenizer of this model.",
+        )
+
+
+def name_of(model: Any) -> str:
+    """The path or name of a model, as far as it is known; empty for one that was made in memory."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    return str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+
+
+def template_text(path: str | os.PathLike[str] | None, own: str | None) -> str | None:
+    """The chat template: of a file, else the tokenizer's own.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    if path is None:
+        return own
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--chat-template {path}: {error}", "A Jinja file in UTF-8.") from None

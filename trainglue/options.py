@@ -1,0 +1,244 @@
+"""Options of the trainer's config: names that moved, defaults that a person can print, and none left to an engine.
+
+Any field of the installed TRL's config class is an option under its own name. Between TRL 0.18 and 1.16, transformers
+4.57 and 5.23, many were renamed or removed, and Unsloth changes the defaults of others (optimizer, learning rate,
+seed, warm-up, batch). So: an old name is taken for its new one and said; an unknown one is an error that says where it
+went; the defaults below are always set; and where Unsloth's config class stands in for TRL's, every other field is set
+to TRL's default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final
+
+from datakit.errors import UsageError
+from trainglue.methods import Method
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """An option under another name.
+
+    Attributes:
+        new: its name today.
+        since: the release from which on the new name is there.
+    """
+
+    new: str
+    since: str
+
+
+RENAMED: Final[Mapping[str, Renamed]] = {
+    "max_seq_length": Renamed("max_length", "TRL 0.16"),
+    "evaluation_strategy": Renamed("eval_strategy", "transformers 4.41"),
+    "warmup_ratio": Renamed("warmup_steps", "transformers 5.0: a warmup_steps below 1 is a share of all steps"),
+    "num_epochs": Renamed("num_train_epochs", "TRL, always"),
+    "lr": Renamed("learning_rate", "TRL, always"),
+    "batch_size": Renamed("per_device_train_batch_size", "TRL, always"),
+    "no_cuda": Renamed("use_cpu", "transformers 4.34"),
+    "per_gpu_train_batch_size": Renamed("per_device_train_batch_size", "transformers 3"),
+    "per_gpu_eval_batch_size": Renamed("per_device_eval_batch_size", "transformers 3"),
+    "push_to_hub_token": Renamed("hub_token", "transformers 4.34"),
+    "push_to_hub_model_id": Renamed("hub_model_id", "transformers 4.34"),
+    "loss_calculater": Renamed("loss_type", "TRL 1.0"),
+}
+"""Old name of an option to the new one; taken either way, as the installed version needs it."""
+
+DECIDED: Final[Mapping[str, str]] = {
+    "max_seq_length": "it is max_length, an argument of trainglue",
+    "processing_class": "give tokenizer, a path; trainglue loads it",
+    "formatting_func": "never used: rows are rendered before training, by `datakit format`",
+    "dataset_text_field": "not needed: shards have columns of fixed names",
+    "dataset_kwargs": "set by trainglue: rows are tokenised already",
+    "dataset_num_proc": "not needed: no row is tokenised in the process that trains",
+    "packing": "rows are packed when they are formatted: datakit format --pack, or format.pack",
+    "packing_strategy": "rows are packed when they are formatted: datakit format --pack, or format.pack",
+    "eval_packing": "rows are packed when they are formatted: datakit format --pack, or format.pack",
+    "padding_free": "set by trainglue, for packed rows",
+    "assistant_only_loss": "what is trained is decided when rows are formatted: format.train_on",
+    "completion_only_loss": "what is trained is decided when rows are formatted: format.train_on",
+    "chat_template_path": "give chat_template, a file",
+    "eos_token": "the end of a turn is read from the data and put into generation_config",
+    "pad_token": "the rule of `datakit` chooses it",
+    "truncation_mode": "rows are fitted when they are formatted: format.truncation",
+    "resume_from_checkpoint": "resume, an argument of trainglue",
+    "bf16": "give precision bf16",
+    "fp16": "give precision fp16",
+    "peft_config": "give lora: a rank, fields of LoraConfig, or such a config",
+    "quantization_config": "give precision qlora",
+}
+"""Options that trainglue decides, since the rows are tokenised and fitted already, to what to write instead."""
+
+REMOVED: Final[Mapping[str, str]] = {
+    "dataset_batch_size": "removed in TRL 0.18",
+    "max_prompt_length": "removed in TRL 0.26-1.0; rows are fitted when they are formatted: format.truncation",
+    "chars_per_token": "removed in TRL 0.18",
+    "num_of_sequences": "removed in TRL 0.18",
+    "use_liger": "removed in TRL 0.18; use_liger_kernel",
+    "use_liger_loss": "removed in TRL 0.26-0.29; the fused loss is the default since 1.15, use_liger_kernel before",
+    "loss_seq_chunk_size": "not needed: since TRL 1.15 the loss is computed in chunks and full logits are never built; "
+    "before, use_liger_kernel",
+    "label_pad_token_id": "removed in TRL 0.26-0.29; -100, always",
+    "rpo_alpha": "removed in TRL 0.26-0.29; loss_type ['sigmoid', 'sft'] with loss_weights",
+    "reference_free": "removed in TRL 0.26-0.29; cpo and orpo need no reference",
+    "force_use_ref_model": "removed in TRL 0.26-0.29",
+    "ref_model_init_kwargs": "removed in TRL 0.26-0.29; model_init_kwargs holds for both",
+    "model_adapter_name": "removed in TRL 0.26-0.29",
+    "ref_adapter_name": "removed in TRL 0.26-0.29",
+    "overwrite_output_dir": "removed in transformers 5.0; overwrite, an argument of trainglue",
+    "save_safetensors": "removed in transformers 5.0; always so",
+    "half_precision_backend": "removed in transformers 5.0",
+    "include_tokens_per_second": "removed in transformers 5.0",
+    "include_inputs_for_metrics": "removed in transformers 5.0; include_for_metrics",
+    "group_by_length": "removed in transformers 5.x; train_sampling_strategy = 'group_by_length'",
+    "logging_dir": "removed in transformers 5.x; the environment variable TENSORBOARD_LOGGING_DIR",
+    "load_in_4bit": "give precision qlora",
+    "load_in_8bit": "give precision qlora",
+    "torch_dtype": "give dtype",
+    "lora_r": "give lora, a rank",
+    "lora_alpha": "a field of lora: lora = {r = 16, lora_alpha = 32}",
+    "lora_dropout": "a field of lora: lora = {r = 16, lora_dropout = 0.05}",
+    "target_modules": "a field of lora: lora = {r = 16, target_modules = ['q_proj']}",
+    "train_file": "give data",
+    "model_name_or_path": "give model",
+    "model_name": "give model",
+    "bnb_4bit_quant_type": "nf4 with double quantisation, always: precision qlora",
+}
+"""Names that the newest TRL does not know, to where they went."""
+
+LEARNING_RATES: Final[Mapping[str, float]] = {
+    "sft": 2e-5,
+    "prm": 1e-5,
+    "reward": 1e-5,
+    "dpo": 1e-6,
+    "kto": 1e-6,
+    "bco": 1e-6,
+    "cpo": 1e-6,
+    "orpo": 8e-6,
+    "grpo": 1e-6,
+}
+"""For full fine-tuning; with LoRA ten times that."""
+
+HOLD_OUT: Final = 0.1
+"""The share of rows that is evaluated on and not trained on, where no evaluation data is named."""
+
+
+def presets(method: str, *, lora: bool = False, evaluates: bool = False) -> dict[str, Any]:
+    """The defaults of trainglue for a method, the same on every engine.
+
+    Args:
+        method: as in `METHODS`.
+        lora: adapters are trained, which takes ten times the learning rate.
+        evaluates: there are rows to evaluate on.
+    """
+    rate = LEARNING_RATES[method] * (10 if lora else 1)
+    defaults: dict[str, Any] = {
+        "num_train_epochs": 1 if method == "grpo" else 3,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "learning_rate": float(f"{rate:.0e}"),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "optim": "adamw_torch",
+        "seed": 42,
+        "gradient_checkpointing": True,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "eval_strategy": "steps" if evaluates else "no",
+        "report_to": "none",
+        "dataloader_num_workers": 0,
+    }
+    if evaluates:
+        defaults["eval_steps"] = 100
+    if method == "grpo":  # two prompts with eight answers each make an update
+        defaults |= {"num_generations": 8, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8}
+        defaults["gradient_accumulation_steps"] = 2
+    return defaults
+
+
+def settings(
+    config_class: type[Any], method: Method, given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Everything that the config is made with, each default set that an engine might change.
+
+    Args:
+        config_class: of the installed TRL, or Unsloth's.
+        method: whose trainer it is.
+        given: what the user wrote, under any name that it ever had.
+        defaults: `presets` and what trainglue decides, under today's names.
+
+    Returns:
+        The arguments, and a sentence for each option that was taken under another name.
+
+    Raises:
+        UsageError: an option is unknown, with the nearest name and where it went.
+    """
+    names = _accepted(config_class)
+    made = _stock_defaults(config_class) | _translated(defaults, names)
+    notes: list[str] = []
+    for name, value in given.items():
+        found, changed = _current(name, value, names)
+        if found not in names or name in DECIDED:
+            raise _unknown(name, method, names)
+        if found != name:
+            notes.append(f"{name} is taken as {found} = {changed!r}")
+        made[found] = changed
+    return made, notes
+
+
+def _accepted(config_class: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class) if field.init}
+
+
+def _stock_defaults(config_class: type[Any]) -> dict[str, Any]:
+    """TRL's defaults of every field, where the class is not TRL's own: Unsloth's `__init__` has others."""
+    if config_class.__module__.split(".")[0] == "trl":
+        return {}
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(config_class)
+        if field.init and field.default is not dataclasses.MISSING
+    }
+
+
+def _translated(defaults: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """Defaults under the names of the installed version; those that it does not have are not needed."""
+    pairs = (_current(name, value, names) for name, value in defaults.items())
+    return {name: value for name, value in pairs if name in names}
+
+
+def _current(name: str, value: Any, names: set[str]) -> tuple[str, Any]:
+    """Name and value as the installed version takes them."""
+    if name == "warmup_steps" and isinstance(value, float) and value < 1 and "warmup_ratio" in names:
+        return "warmup_ratio", value  # transformers 4 takes whole steps only
+    if name in names:
+        return name, value
+    if name in RENAMED and RENAMED[name].new in names:
+        return RENAMED[name].new, value
+    older = next((old for old, renamed in RENAMED.items() if renamed.new == name and old in names), name)
+    return older, value
+
+
+def _unknown(name: str, method: Method, names: set[str]) -> UsageError:
+    where = where_it_went(name)
+    near = get_close_matches(name, [*sorted(names), *RENAMED], 3, 0.6)
+    hint = where or (f"Did you mean {' or '.join(near)}?" if near else f"`trainglue api {method.name}` lists them all.")
+    return UsageError(f"{method.name} has no option {name}", hint)
+
+
+def where_it_went(name: str) -> str:
+    """What became of an option, in a sentence; empty where nothing is known of it."""
+    text = DECIDED.get(name) or REMOVED.get(name) or ""
+    if not text and name in RENAMED:
+        text = f"it is {RENAMED[name].new} ({RENAMED[name].since})"
+    return f"{text[0].upper()}{text[1:]}." if text else ""

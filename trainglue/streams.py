@@ -1,0 +1,152 @@
+"""A recipe of `datakit mix` as the rows of a trainer: written into the cache, or streamed as its plan says.
+
+A stream gives the rows in the order in which `mix` would write them. Where it stands follows from the steps that were
+taken, so a checkpoint holds one number, and a run goes on there without reading what it has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import datakit
+from datakit.errors import Locked, UsageError
+from datakit.mixing import recipe as recipes
+from datakit.shards import Shards
+from trainglue import data
+from trainglue.data import Rows
+from trainglue.methods import Method
+
+if TYPE_CHECKING:
+    from datakit.mixing.streaming import Stream
+
+STATE: Final = "stream.json"
+"""The file of a checkpoint that says where a stream stood."""
+
+Recipe = str | os.PathLike[str]
+
+
+def is_recipe(name: Recipe) -> bool:
+    """Whether rows are named by a recipe, not by a folder."""
+    return os.fspath(name).endswith(".toml")
+
+
+def written(recipe: Recipe) -> Path:
+    """The folder of a mix, written into the cache unless it is there.
+
+    Raises:
+        UsageError, CannotJudge, DataFailed: as `datakit.mix`.
+    """
+    path = Path(recipe).resolve()
+    folder = data.cache_folder() / f"mix-{sha256(str(path).encode()).hexdigest()[:32]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            datakit.mix(recipe, folder, overwrite=True).raise_for_status()
+            return folder
+        except Locked:  # another process of this run writes it
+            time.sleep(1)
+
+
+# ---------------------------------------------------------------- streamed
+
+
+@dataclass(slots=True)
+class Mixture:
+    """A recipe whose rows are streamed.
+
+    Attributes:
+        recipe: the file.
+        sources: its shard folders, all of them ready for the method.
+    """
+
+    recipe: str
+    sources: list[Shards]
+
+
+def opened(recipe: Recipe, method: Method) -> Mixture:
+    """The sources of a recipe, if a trainer can stream them.
+
+    Raises:
+        UsageError: a source is not formatted, or the method takes no stream.
+    """
+    if method.hook in ("pair_rows", "step_rows"):
+        raise UsageError(
+            f"the {method.trainer}Trainer of TRL takes no stream", "Leave out streaming: the mix is written."
+        )
+    entries = recipes.read(recipe).sources
+    found = [data.open_shards(entry.path, method, entry.split) for entry in entries]
+    for shards in found:
+        if not data.is_formatted(shards, method):
+            raise UsageError(
+                f"{shards.path} is not formatted, and nothing is tokenised while training",
+                f"datakit format {shards.path} -o NEW --tokenizer MODEL --for {method.format_for}; "
+                "or leave out streaming: the mix is written and formatted once.",
+            )
+    return Mixture(os.fspath(recipe), found)
+
+
+def rows(mixture: Mixture, config: Any, checkpoint: Path | None) -> tuple[Rows, Position]:
+    """The rows of a stream from where a checkpoint left it; the config is told how many steps they make.
+
+    Args:
+        mixture: opened.
+        config: of the trainer; gets `max_steps` where it has none, and skips nothing by reading it.
+        checkpoint: to go on from.
+
+    Raises:
+        UsageError: the checkpoint is of another plan.
+    """
+    import datasets
+
+    stream = datakit.stream(mixture.recipe)
+    passes = 0
+    if checkpoint is not None:
+        state = json.loads((checkpoint / STATE).read_text("utf-8"))
+        passes = state["passes"]
+        stream.load_state_dict(state["stream"])
+    per_update = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    if config.max_steps <= 0:
+        config.max_steps = -(-int(stream.rows * config.num_train_epochs) // per_update)
+    config.ignore_data_skip = True
+    config.accelerator_config.dispatch_batches = False
+    made = datasets.IterableDataset.from_generator(_given, gen_kwargs={"stream": stream, "start": stream.position})
+    lengths: Counter[int] = Counter()
+    for shards in mixture.sources:
+        lengths += data.lengths_of(shards)
+    return Rows(made, mixture.sources[0], None, lengths, stream), Position(stream, passes, per_update)
+
+
+def _given(stream: Stream, start: int) -> Iterator[dict[str, Any]]:
+    """The rows from a place on, and then again from the first; the trainer ends at its last step."""
+    yield from stream.between(start, stream.rows)
+    while stream.rows:
+        yield from stream.between(0, stream.rows)
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a stream stands after a number of steps.
+
+    Attributes:
+        stream: at the place where this session began.
+        passes: how often all its rows had been given then.
+        per_update: rows of an update over all processes.
+    """
+
+    stream: Stream
+    passes: int
+    per_update: int
+
+    def after(self, steps: int) -> Mapping[str, Any]:
+        """What a checkpoint keeps after some steps of this session."""
+        passes, position = divmod(self.stream.position + steps * self.per_update, self.stream.rows)
+        state = {**self.stream.state_dict(), "position": position}
+        return {"passes": self.passes + passes, "stream": state}
