@@ -335,7 +335,7 @@ def test_options_that_a_trainer_changes_are_said_and_number_formats_refused(
     class Changing:
         def __init__(self, *arguments, args, **options):
             setattr(args, name, value)
-            super().__init__(*arguments, args=args, **options)
+            super().__init__(*arguments, args=args, **options)  # type: ignore[call-arg]
 
     monkeypatch.setattr(hooks, "Guarded", type("Both", (hooks.Guarded, Changing), {}))
     if name == "bf16":

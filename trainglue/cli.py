@@ -165,7 +165,7 @@ def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
         made.save_model()
     if made.is_world_process_zero():
         losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
-        told = f", loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
+        told = ", loss " + " to ".join(f"{loss:.4g}" for loss in (losses[0], *losses[1:][-1:])) if losses else ""
         click.echo(f"{method} trained, {plural(made.state.global_step, 'step')}{told}: {made.args.output_dir}")
 
 

@@ -113,7 +113,7 @@ def open_shards(folder: Folder, method: Method, split: str | None = None) -> Sha
     """
     shards = datakit.load(folder, split=split)
     canonical = FORMATTED[method.format_for].kinds if method.format_for else ()
-    _check_kind(shards, method, (*method.kinds, *canonical))
+    _check_kind(shards, method, list(dict.fromkeys((*canonical, *method.kinds))))
     return shards
 
 
