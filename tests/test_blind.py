@@ -143,7 +143,7 @@ def test_a_prediction_is_what_the_template_prints(name, roles, data):
 def test_the_common_templates_are_blind():
     blind = [name for name, source in ALL.items() if template(source).sight is not Sight.LOOKS]
     assert any("qwen2_5" in name for name in blind)
-    assert len(blind) > len(ALL) // 5
+    assert len(blind) > 10
 
 
 def test_rows_with_white_space_around_a_text_are_rendered_where_it_may_be_trimmed():
