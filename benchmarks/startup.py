@@ -100,7 +100,7 @@ def prepare(folder: Path, rows: int, tokenizer: Path) -> tuple[dict[str, Path], 
     datakit = [sys.executable, "-m", "datakit"]
     subprocess.run([*datakit, "convert", raw, "-o", shards], check=True, stdout=subprocess.DEVNULL)
     start = time.perf_counter()
-    command = [*datakit, "format", shards, "-o", ready, "--tokenizer", model]
+    command = [*datakit, "format", str(shards), "-o", str(ready), "--tokenizer", str(model)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return {"trl": raw, "trainglue": ready}, model, time.perf_counter() - start
 

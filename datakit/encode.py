@@ -55,12 +55,16 @@ class Columns:
         return {c.name: c.type for c in OPTIONAL if c.name in self.optional} | dict(self.side)
 
 
-def encode(kept: Kept, columns: Columns, severities: Mapping[str, str], tally: Tally) -> Encoded:
-    """Turn rows into columns; what only the encoded text shows goes to the tally."""
+def encode(kept: Kept, columns: Columns, severities: Mapping[str, str], tally: Tally, controls: bool = True) -> Encoded:
+    """Turn rows into columns; what only the encoded text shows goes to the tally.
+
+    Args:
+        controls: False where it is known that no text holds an escaped control character.
+    """
     records = kept.records
     texts = {column.name: [dumps(record[column.name]) for record in records] for column in columns.layout.columns}
     _see_rests(kept, tally)
-    joined = _see_damage(texts, kept, columns.layout, severities, tally)
+    joined = _see_damage(texts, kept, columns.layout, severities, tally, controls)
     more = any(len(record) > len(texts) for record in records)
     extras = [_extra(record, columns.side) for record in records] if more else []
     keys = _conflicts(records, texts, columns.layout.kind, tally)
@@ -144,7 +148,12 @@ def _digests(texts: Mapping[str, list[bytes]], extras: list[bytes]) -> list[byte
 
 
 def _see_damage(
-    texts: Mapping[str, list[bytes]], kept: Kept, layout: Layout, severities: Mapping[str, str], tally: Tally
+    texts: Mapping[str, list[bytes]],
+    kept: Kept,
+    layout: Layout,
+    severities: Mapping[str, str],
+    tally: Tally,
+    controls: bool,
 ) -> dict[str, bytes]:
     """Look for damaged text and tags of media; a row with two counts once. The joined columns are of use later."""
     joined: dict[str, bytes] = {}
@@ -153,7 +162,7 @@ def _see_damage(
         if column.type in IS_JSON or column.type in ("text", "texts"):
             rows = texts[column.name]
             whole = joined[column.name] = b"".join(rows)
-            for index, id, note in damaged(whole, rows):
+            for index, id, note in damaged(whole, rows, controls):
                 found.setdefault((index, id), note)
             for index, id, columns, note in media_tags(whole, rows):
                 if columns.isdisjoint(kept.records[index]) and columns.isdisjoint(kept.rests[index]):

@@ -29,7 +29,7 @@ from datakit.formats.reshape import reshape, unused, with_reasoning
 from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
-from datakit.reading.rows import may_escape, parse_row
+from datakit.reading.rows import escapes_in, parse_row
 from datakit.schema import (
     ARROW,
     ID,
@@ -198,7 +198,7 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
         tally.see(note, [source.path, block.first, "", CHECKS[note].rule].copy)
     format = None if sink.canonical else _format_of(orjson.dumps(source.format))
     others = [_format_of(orjson.dumps(other)) for other in source.others]
-    escapes = block.rows is None and may_escape(block.payload)
+    escapes, controls = (False, True) if block.rows is not None else escapes_in(block.payload)
     units = _units(block, tally, escapes, _short_way(sink, format, block, escapes))
     for unit in _grouped(units, format) if format and format.group else units:
         _convert_unit(sink, unit, format, others)
@@ -206,7 +206,7 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
     tally.rows_out += sink.plain
     if sink.plain:
         tally.fanout["1"] += sink.plain
-    return _finish(sink)
+    return _finish(sink, controls)
 
 
 def _units(block: Block, tally: Tally, escapes: bool, short: Short) -> Iterator[_Unit]:
@@ -479,9 +479,9 @@ def _keep(sink: _Sink, unit: _Unit, record: Record, rest: Row) -> None:
         kept.origins.append((unit.path or sink.source.path, unit.number))
 
 
-def _finish(sink: _Sink) -> Result:
+def _finish(sink: _Sink, controls: bool) -> Result:
     plan = sink.plan
-    done = encode(sink.kept, Columns(sink.layout, plan.optional, plan.side), plan.severities, sink.tally)
+    done = encode(sink.kept, Columns(sink.layout, plan.optional, plan.side), plan.severities, sink.tally, controls)
     batch = done.batch() if plan.encode and sink.kept.rows and not sink.wanted else None
     return Result(
         batch,

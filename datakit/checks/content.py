@@ -57,8 +57,14 @@ _RAW: Final = re.compile(rb"\xc2[\x80-\x84\x86-\x9f]")
 _CONTROL: Final = re.compile(_ESCAPED.pattern + rb"|\x7f|" + _RAW.pattern)
 
 
-def damaged(whole: bytes, rows: Sequence[bytes]) -> Iterator[tuple[int, str, str]]:
-    """(row, check id, note) for every damaged row of one encoded column; `whole` is the rows joined."""
+def damaged(whole: bytes, rows: Sequence[bytes], controls: bool = True) -> Iterator[tuple[int, str, str]]:
+    """(row, check id, note) for every damaged row of one encoded column.
+
+    Args:
+        whole: the rows joined.
+        rows: their texts.
+        controls: False where it is known that there is no escaped control character.
+    """
     ascii = whole.isascii()
     if not ascii and (_SUSPECT.search(whole) or _REPLACED.search(whole)):
         for index, row in enumerate(rows):
@@ -67,12 +73,12 @@ def damaged(whole: bytes, rows: Sequence[bytes]) -> Iterator[tuple[int, str, str
                 found = _MOJIBAKE.findall(text)
                 if found:
                     yield index, "DK901", f"{plural(len(found), 'place')} such as {found[0]!r}"
-    escaped = _ESCAPED.search(whole) and _ESCAPED.search(_without_backslashes(whole))
+    escaped = controls and _ESCAPED.search(whole) and _ESCAPED.search(_without_backslashes(whole))
     if escaped or b"\x7f" in whole or (not ascii and _RAW.search(whole)):
         for index, row in enumerate(rows):
-            controls = _CONTROL.findall(_without_backslashes(row))
-            if controls:
-                yield index, "DK909", f"{plural(len(controls), 'control character')} such as {_code(controls[0])}"
+            signs = _CONTROL.findall(_without_backslashes(row))
+            if signs:
+                yield index, "DK909", f"{plural(len(signs), 'control character')} such as {_code(signs[0])}"
 
 
 _TAG: Final = re.compile(rb"<(?:image|img|audio|video)>")  # with attributes they are HTML
