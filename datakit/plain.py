@@ -17,13 +17,15 @@ from datakit.checks.structure import MEDIA
 from datakit.checks.turns import BLANK
 from datakit.formats.declare import Format, Row
 from datakit.messages import Message
+from datakit.reading.rows import all_keys_kept
 
 _TEXT: Final = {str}
 
-Reader = Callable[[Row, bool], list[Message] | None]
+Reader = Callable[[Row, bytes, bool, bool], list[Message] | None]
 """From a raw row to its messages, which are taken out of the row; None, and an untouched row, where there is doubt.
 
-The flag says whether a text may hold a `<think>` tag; one search through a whole block is cheaper than one per text.
+With the row come its text, if it was read from one and `check_keys` has not seen it; whether that text may escape
+colons; and whether it may hold a `<think>` tag: one search through a whole block is cheaper than one per text.
 """
 
 
@@ -40,7 +42,7 @@ def reader(format: Format, kind: str) -> Reader | None:
     first_of, words = itemgetter(0), format.turn.plain
     shows_nothing = frozenset(BLANK)
 
-    def read(row: Row, tags: bool) -> list[Message] | None:
+    def read(row: Row, data: bytes, escapes: bool, tags: bool) -> list[Message] | None:
         if not beside.isdisjoint(row):
             return None
         turns: Any = row.get(column)
@@ -54,6 +56,8 @@ def reader(format: Format, kind: str) -> Reader | None:
         if "" in texts or not shows_nothing.isdisjoint(map(first_of, texts)) or not _fine(tuple(roles), kind):
             return None
         if tags and "think>" in "".join(texts):
+            return None
+        if data and not all_keys_kept(row, turns, texts, data, escapes):
             return None
         del row[column]
         return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]

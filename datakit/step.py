@@ -29,7 +29,7 @@ from datakit.formats.reshape import reshape, unused, with_reasoning
 from datakit.messages import Context
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import read_rows
-from datakit.reading.rows import escapes_in, parse_row
+from datakit.reading.rows import check_keys, escapes_in, load_row
 from datakit.schema import (
     ARROW,
     ID,
@@ -141,8 +141,8 @@ class Result:
     wanted: list[str]
 
 
-Short = Callable[[Row, int, str], bool]
-"""Takes a row, its number and the file it came from, if that is not the source; whether it went the short way."""
+Short = Callable[[Row, bytes, int, str], bool]
+"""Takes a row, its text, its number, and the file it came from if that is not the source; whether it went that way."""
 
 
 @dataclass(slots=True)
@@ -214,7 +214,7 @@ def _units(block: Block, tally: Tally, escapes: bool, short: Short) -> Iterator[
     if block.rows is not None:
         for number, row in read_rows(block.rows, block.first):
             tally.rows_in += 1
-            if not short(row, number, ""):
+            if not short(row, b"", number, ""):
                 yield _Unit(number, row, row)
         return
     for index, (number, data, offset) in enumerate(_numbered(block)):
@@ -225,7 +225,10 @@ def _units(block: Block, tally: Tally, escapes: bool, short: Short) -> Iterator[
         path, at = block.origins[index] if block.origins else ("", number)
         line = number if path else 0
         try:
-            row = parse_row(data, escapes)
+            row = load_row(data)
+            if short(row, data, at, path):
+                continue
+            check_keys(row, data, escapes)
         except BadRow as bad:
             finding = bad.finding
             if block.columns and finding.id == "DK112":
@@ -233,8 +236,7 @@ def _units(block: Block, tally: Tally, escapes: bool, short: Short) -> Iterator[
                 finding = Finding("DK104", "", f"{plural(cells, 'cell')} under a header of {block.columns}")
             yield _Unit(at, data, None, finding, offset, path, line)
         else:
-            if not short(row, at, path):
-                yield _Unit(at, data, row, None, offset, path, line)
+            yield _Unit(at, data, row, None, offset, path, line)
 
 
 def _numbered(block: Block) -> Iterator[tuple[int, bytes, int]]:
@@ -324,12 +326,12 @@ def _short_way(sink: _Sink, format: Format | None, block: Block, escapes: bool) 
     if format is not None and format.layout is sink.layout and not (plan.side or sink.raised):
         read = plain.reader(format, plan.kind) if plan.reasoning == "keep" else None
     if read is None:
-        return lambda row, number, origin: False
+        return lambda row, data, number, origin: False
     kept, path = sink.kept, sink.source.path
     tags = block.rows is not None or escapes or b">" in block.payload
 
-    def take(row: Row, number: int, origin: str) -> bool:
-        messages = read(row, tags)
+    def take(row: Row, data: bytes, number: int, origin: str) -> bool:
+        messages = read(row, data, escapes, tags)
         if messages is None:
             return False
         kept.records.append({"messages": messages})

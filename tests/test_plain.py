@@ -50,7 +50,10 @@ def rows(draw, name):
 
 
 def converted(name: str, data: list[dict[str, Any]], reasoning: str):
-    payload = b"".join(orjson.dumps(row) + b"\n" for row in data)
+    return converted_text(name, b"".join(orjson.dumps(row) + b"\n" for row in data), reasoning)
+
+
+def converted_text(name: str, payload: bytes, reasoning: str = "keep"):
     source = SourcePlan("in.jsonl", name)
     layout = FORMATS[name].layout
     optional = ["tools", "images", "chat_template_kwargs"]
@@ -73,6 +76,48 @@ def test_both_ways_agree(name, data):
         assert converted(name, many, "keep") == short
 
 
+TURN = st.sampled_from(
+    [
+        '{"from":"human","value":"a"}',
+        '{"from":"gpt","value":"a: b"}',
+        '{"from":"gpt","value":"a\\u003a b"}',
+        '{"from":"gpt","from":"human","value":"a"}',
+        '{"from":"human","value":"a","value":"b: c"}',
+        '{"from":"human","value":"a","value":"b\\u003a"}',
+        '{"from":"human","value":"\\u001f \\b \\f"}',
+    ]
+)
+PAIR = st.sampled_from(
+    [
+        '"id":1',
+        '"id":2',
+        '"id":"x: y"',
+        '"id":"x\\u003a"',
+        '"a:b":1',
+        '"n":123456789012345678901',
+        '"n":1e30',
+        '"n":9.3e18',
+        '"deep":{"id":1,"id":2}',
+        '"list":["a: b"]',
+        '"n":0.5',
+        '"x":null',
+        '"source":"s"',
+        '"source":"t"',
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.lists(PAIR, max_size=4), st.lists(TURN, min_size=1, max_size=3)), min_size=1, max_size=3))
+def test_both_ways_see_keys_that_stand_twice_and_numbers_that_do_not_fit(many):
+    lines = [",".join([*pairs, f'"conversations":[{",".join(turns)}]']) for pairs, turns in many]
+    payload = "".join(f"{{{line}}}\n" for line in lines).encode()
+    short = converted_text("sharegpt", payload)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "reader", lambda *_: None)
+        assert converted_text("sharegpt", payload) == short
+
+
 def test_plain_rows_go_the_short_way(monkeypatch):
     taken = []
     reader = plain.reader
@@ -81,8 +126,8 @@ def test_plain_rows_go_the_short_way(monkeypatch):
         read = reader(format, kind)
         assert read is not None
 
-        def noted(row, tags):
-            taken.append(read(row, tags))
+        def noted(*given):
+            taken.append(read(*given))
             return taken[-1]
 
         return noted

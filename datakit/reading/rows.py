@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -43,6 +44,17 @@ def parse_row(data: bytes, escapes: bool = True) -> dict[str, Any]:
     Raises:
         BadRow: with the reason.
     """
+    value = load_row(data)
+    check_keys(value, data, escapes)
+    return value
+
+
+def load_row(data: bytes) -> dict[str, Any]:
+    """A row as an object that may have lost one of two equal keys; `check_keys` says whether.
+
+    Raises:
+        BadRow: with the reason.
+    """
     if len(data) > MAX_LINE:
         raise BadRow("DK115", "", f"{len(data)} bytes, over {MAX_LINE}")
     try:
@@ -51,12 +63,40 @@ def parse_row(data: bytes, escapes: bool = True) -> dict[str, Any]:
         raise _why(data, error) from None
     if type(value) is not dict:
         raise BadRow("DK112", "", f"{shown(value)} where an object is expected")
+    return value
+
+
+def check_keys(value: dict[str, Any], data: bytes, escapes: bool) -> None:
+    """See that a row is what its text says: no key twice, no number rounded, not too deep.
+
+    Raises:
+        BadRow: with the reason.
+    """
     # A pair costs one colon, and a colon that is no pair's stands inside a text. If keys and colons inside texts add up
     # to the colons in the bytes, no pair was lost; an escaped colon is in no bytes, so it must not be among them.
     colons, keys = data.count(b":"), _survey(value, data)
     if colons != keys and (colons != keys + _colons_inside(value) or (escapes and may_escape(data))):
         _no_key_twice(data)
-    return value
+
+
+def all_keys_kept(
+    row: Mapping[str, Any], turns: Sequence[Any], texts: Sequence[str], data: bytes, escapes: bool
+) -> bool:
+    """The same for a row of scalars and one list of turns, each two keys with two texts; False where there is doubt.
+
+    Args:
+        turns: the list, a value of the row.
+        texts: those of the turns that may hold colons.
+    """
+    others: list[str] = []
+    for value in row.values():
+        kind = type(value)
+        if kind is str:
+            others.append(value)
+        elif kind is dict or (kind is list and value is not turns) or (kind is float and not -_BIG < value < _BIG):
+            return False
+    more = data.count(b":") - len(row) - 2 * len(turns)
+    return not more or (not escapes and more == sum([text.count(":") for text in (*texts, *others)]))
 
 
 def _colons_inside(value: Any) -> int:

@@ -247,10 +247,7 @@ class Encoder:
         return self._loading.result() if self._loading else self._load_fast()
 
     def _load_fast(self) -> Any:
-        while _loader:
-            _loader.pop().join()
-        early = _early.pop(self.tokenizer.sha256, None)
-        return early or _fast_engine(self.tokenizer.definition())
+        return _taken("fastokens", self.tokenizer.sha256) or _fast_engine(self.tokenizer.definition())
 
     @cached_property
     def _exact(self) -> tokenizers.Tokenizer:
@@ -259,7 +256,7 @@ class Encoder:
         except ImportError:
             raise UsageError("tokenizers is not installed", "pip install 'datakit-trainglue[hf]'") from None
         try:
-            engine = Exact.from_str(self.tokenizer.definition())
+            engine = _taken("tokenizers", self.tokenizer.sha256) or Exact.from_str(self.tokenizer.definition())
         except Exception as problem:
             raise UsageError(
                 f"{self.tokenizer.path}: tokenizers {_version('tokenizers')} cannot read it: {_said(problem)}",
@@ -272,28 +269,45 @@ class Encoder:
         return engine
 
 
-_early: dict[str, Any] = {}
+_early: dict[tuple[Engine, str], Any] = {}
 """Engines that were loaded before anyone asked, by the hash of the text that defines them."""
-_loader: list[threading.Thread] = []
+_loaders: dict[Engine, threading.Thread] = {}
 
 
 def load_early(path: str) -> None:
-    """Begin to load the fast engine of a tokenizer.json, in a thread; an encoder of the same text takes it over."""
+    """Begin to load both engines of a tokenizer.json, each in a thread; an encoder of the same text takes them over."""
     _limit_threads(1)
-    _loader.append(threading.Thread(target=_load_early, args=[path], daemon=True))
-    _loader[0].start()
-
-
-def _load_early(path: str) -> None:
     place = Path(path)
+    file = place / "tokenizer.json" if place.is_dir() else place
     try:
-        file = place / "tokenizer.json" if place.is_dir() else place
         if file.stat().st_size > LARGEST:
             return
         text = file.read_text("utf-8")
-        _early[sha256(text.encode()).hexdigest()] = _fast_engine(text)
-    except BaseException as problem:  # whoever needs the tokenizer will be told what is wrong with it
+    except (OSError, UnicodeDecodeError):
+        return  # whoever needs the tokenizer will be told what is wrong with it
+    loads: dict[Engine, Callable[[str], Any]] = {"fastokens": _fast_engine, "tokenizers": _exact_engine}
+    for name, load in loads.items():
+        _loaders[name] = threading.Thread(target=_load_early, args=[name, load, text], daemon=True)
+        _loaders[name].start()
+
+
+def _load_early(name: Engine, load: Callable[[str], Any], text: str) -> None:
+    try:
+        _early[name, sha256(text.encode()).hexdigest()] = load(text)
+    except BaseException as problem:  # as above
         _reraise_foreign(problem)
+
+
+def _taken(name: Engine, hash: str) -> Any:
+    """An engine that was loaded early, once."""
+    loader = _loaders.pop(name, None)
+    if loader is not None:
+        loader.join()
+    return _early.pop((name, hash), None)
+
+
+def _exact_engine(definition: str) -> Any:
+    return import_module("tokenizers").Tokenizer.from_str(definition)
 
 
 def _fast_engine(definition: str) -> Any:
