@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from select import select
+from threading import Lock
 from typing import IO, Any, Final
 
 _ROOT: Final = str(Path(__file__).resolve().parent.parent)
@@ -60,22 +61,26 @@ class Process:
     popen: subprocess.Popen[bytes] | None = None
     handle: int = -1
     siblings: list[tuple[IO[bytes], IO[bytes]]] | None = None
+    lock: Lock = field(default_factory=Lock)
+    """Of the handle: after a signal, two threads may want to see one worker dead."""
 
     def kill(self) -> None:
         if self.popen is not None:
             self.popen.kill()
-        elif self.handle >= 0:
-            with suppress(ProcessLookupError):
+            return
+        with self.lock, suppress(ProcessLookupError):
+            if self.handle >= 0:
                 signal.pidfd_send_signal(self.handle, signal.SIGKILL)
 
     def wait(self) -> int:
         """Wait for the end of a worker that was killed; its exit status, where that can be known."""
         if self.popen is not None:
             return self.popen.wait()
-        if self.handle >= 0:
-            select([self.handle], [], [])
-            os.close(self.handle)
-            self.handle = -1
+        with self.lock:
+            if self.handle >= 0:
+                select([self.handle], [], [])
+                os.close(self.handle)
+                self.handle = -1
         return -signal.SIGKILL
 
     def forked(self, pids: list[int]) -> list[Process]:

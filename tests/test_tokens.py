@@ -836,6 +836,7 @@ def test_an_engine_that_was_loaded_early_is_taken_over(tmp_path, monkeypatch):
     encoder = Encoder(tokenizer)
     engine = encoder._load_fast()
     assert isinstance(engine, fastokens.Tokenizer)
+    assert encoder._exact.get_vocab_size() == tokenizer.vocabulary
     assert not module._early
     module.load_early(str(tmp_path / "missing.json"))  # says nothing; whoever needs it will
     monkeypatch.setattr(module, "_fast_engine", lambda definition: definition)
