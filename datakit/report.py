@@ -17,6 +17,9 @@ from datakit.whole import SetFinding
 
 VERSION: Final = 1
 
+FAIL_ON: Final[Mapping[str, tuple[str, ...]]] = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
+"""Words of `--fail-on`, and the severities that fail a run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -172,5 +175,4 @@ def _place(place: Sequence[Any]) -> dict[str, Any]:
 
 def failing(findings: Sequence[Summary], fail_on: str) -> list[Summary]:
     """The findings that a threshold of `error`, `warning` or `never` does not let pass."""
-    levels = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[fail_on]
-    return [summary for summary in findings if summary.severity in levels]
+    return [summary for summary in findings if summary.severity in FAIL_ON[fail_on]]

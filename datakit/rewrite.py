@@ -29,7 +29,7 @@ from datakit.output import disk
 from datakit.output import manifest as manifests
 from datakit.output.shards import ShardWriter
 from datakit.output.transaction import Transaction, check_output
-from datakit.report import Report, failing, summarise
+from datakit.report import FAIL_ON, Report, Summary, failing, summarise
 from datakit.run import Progress, Seen, commit
 from datakit.schema import ID, ROW, SOURCE, Layout
 from datakit.shards import Shards
@@ -97,10 +97,11 @@ class Work:
         return {name: type_ for own in told for name, type_ in own.items() if name in self.columns.names}
 
     def to_json(self) -> dict[str, Any]:
+        gate = {"severity": dict(self.severity), "fail_on": self.fail_on}  # a stricter run is another one
         plain: dict[str, Any] = orjson.loads(
             orjson.dumps(
                 {
-                    "request": {**self.request, "command": self.command, "tool": __version__},
+                    "request": {**self.request, **gate, "command": self.command, "tool": __version__},
                     "splits": list(self.splits),
                     "formats": ["datakit"] * len(self.sources),
                     "layout": [self.layout.kind, self.layout.form, self.layout.conversational],
@@ -197,6 +198,9 @@ def write(
         NotWritten, Locked: as in `convert`.
     """
     started = time.time()
+    if work.fail_on not in FAIL_ON:
+        raise UsageError(f"--fail-on {work.fail_on}", f"One of {', '.join(FAIL_ON)}.")
+    checks.severities(work.severity)
     out = _output_folder(output, work)
     inputs = [_facts_of(source) for source in work.sources]
     with Transaction(out) as transaction:
@@ -261,6 +265,7 @@ def _existing(out: Path, work: Work, inputs: Sequence[Mapping[str, Any]], overwr
     )
     report.rejected, report.ledger, report.shards = ledger["rejected"], ledger, old["shards"]
     report.complete, report.output, report.content_id = True, str(out), old["content_id"]
+    report.findings = [Summary(**entry) for entry in old["findings"]]
     report.verdict = "already complete; nothing was written"
     return report
 

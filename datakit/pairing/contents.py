@@ -34,15 +34,10 @@ def hashes(*parts: Sequence[bytes]) -> Keys:
     return _keys([sha256(b"".join(row)).digest() for row in zip(*parts, strict=True)])
 
 
-def hashes_twice(start: Sequence[Sequence[bytes]], end: Sequence[bytes]) -> tuple[Keys, Keys]:
-    """The hashes of the start of each row, and of the whole of it."""
-    starts, wholes = [], []
-    for row, rest in zip(zip(*start, strict=True), end, strict=True):
-        state = sha256(b"".join(row))
-        starts.append(state.digest())
-        state.update(rest)
-        wholes.append(state.digest())
-    return _keys(starts), _keys(wholes)
+def quick_keys(prompts: Sequence[bytes], answers: Sequence[bytes]) -> Keys:
+    """Keys of answers to prompts, for as long as this process lives: 64 bits of each, several times as fast."""
+    both = [np.fromiter(map(hash, texts), np.int64, len(texts)) for texts in (prompts, answers)]
+    return np.stack(both, axis=1).view(np.uint64)
 
 
 def _keys(digests: list[bytes]) -> Keys:
@@ -57,12 +52,15 @@ def as_ids(keys: Keys) -> Any:
 
 
 def numbered(keys: Keys) -> Numbers:
-    """A number for each key, equal where keys are equal."""
+    """A number for each key, equal where keys are equal; in the order in which they first come."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     ordered = keys[order]
     numbers = np.zeros(len(keys), np.int64)
     numbers[order[1:]] = np.cumsum((ordered[1:] != ordered[:-1]).any(axis=1))
-    return numbers
+    first = order[np.flatnonzero(np.diff(numbers[order], prepend=-1))]  # the sort is stable
+    ranks = np.empty(len(first), np.int64)
+    ranks[np.argsort(first)] = np.arange(len(first))
+    return ranks[numbers]
 
 
 # ---------------------------------------------------------------- from columns to bytes

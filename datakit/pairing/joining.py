@@ -28,8 +28,8 @@ from datakit.pairing.contents import (
     cells,
     extras,
     hashes,
-    hashes_twice,
     names_of,
+    quick_keys,
     row_length,
     sizes,
     stored,
@@ -209,11 +209,11 @@ def _judged(made: pa.Table, work: Work, relation: Relation, base: int) -> pa.Tab
     names = (names_of(work.layout, "chosen")[0], *(names_of(work.layout, side)[1] for side in SIDES))
     prompts, chosen, rejected = (cells(made, name, work.layout) for name in names)
     extra = extras(made, work.columns, work.layout)
-    better, ids = hashes_twice((prompts, chosen), [a + b for a, b in zip(rejected, extra, strict=True)])
-    for side, keys in enumerate((better, hashes(prompts, rejected))):
-        length = sizes(made[names[1 + side]], work.layout)
-        relation.put(slice(base, base + len(made)), side, with_extras(keys, extra), length)
+    for side, texts in enumerate((chosen, rejected)):
+        keys, length = with_extras(quick_keys(prompts, texts), extra), sizes(made[names[1 + side]], work.layout)
+        relation.put(slice(base, base + len(made)), side, keys, length)
     if work.layout.kind != "tokenized":
+        ids = hashes(prompts, chosen, rejected, extra)
         made = made.set_column(made.schema.get_field_index(ID), ID, as_ids(ids))
     return made.select(work.columns.names)
 

@@ -27,8 +27,8 @@ from datakit.pairing.contents import (
     cells,
     extras,
     hashes,
-    hashes_twice,
     names_of,
+    quick_keys,
     row_length,
     sizes,
     stored,
@@ -226,11 +226,12 @@ def _judged(pairs: pa.Table, work: Work) -> tuple[Keys, Keys, Numbers]:
     found = []
     for side, label in zip(SIDES, (b"true", b"false"), strict=True):
         answer = names_of(paired, side)[1]
-        parts = (prompts, cells(pairs, answer, paired))
+        texts = cells(pairs, answer, paired)
         if formatted:
-            keys, ids = hashes(*parts), hashes(stored(pairs[ID]), [side.encode()] * len(pairs))
+            ids = hashes(stored(pairs[ID]), [side.encode()] * len(pairs))
         else:
-            keys, ids = hashes_twice(parts, [label + more for more in extra])
+            ids = hashes(prompts, texts, [label + more for more in extra])
+        keys = quick_keys(prompts, texts)
         found.append((with_extras(keys, extra), ids, sizes(pairs[answer], paired)))
     keys, ids, length = (np.stack(both) for both in zip(*found, strict=True))
     return keys, ids, length
