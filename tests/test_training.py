@@ -299,6 +299,53 @@ def test_going_on_with_other_rows_is_refused(tiny, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_another_run_is_not_gone_on_with(tiny, tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    sft(tiny, tmp_path, **saves, eval_share=0).train()
+    for change, said in (
+        ({}, "holds a finished run, step 2 of 2"),
+        ({"learning_rate": 0.5, "max_steps": 3}, "was begun with learning_rate"),
+        ({"eval_share": 0.4, "max_steps": 3}, "rows trained on"),
+        ({"lora": 2, "max_steps": 3}, "was begun with adapters False"),
+        ({"overwrite": True}, "exclude each other"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            sft(tiny, tmp_path, **{**saves, "eval_share": 0, **change}, resume=True)
+    longer = sft(tiny, tmp_path, **{**saves, "max_steps": 3}, eval_share=0, resume=True)
+    longer.train()
+    assert longer.state.global_step == 3
+
+
+def test_an_earlier_run_stays_until_nothing_can_be_refused(tiny, tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    sft(tiny, tmp_path, **saves, lora=2).train()
+    (tmp_path / "run" / "adapter_model.safetensors").write_bytes(b"of the first run")
+    for change in ({"max_step": 1}, {"lora": {"aplha": 3}}, {"loss_type": "foo"}):
+        with pytest.raises(UsageError):
+            sft(tiny, tmp_path, **{**saves, **change}, overwrite=True)
+        assert (tmp_path / "run" / "checkpoint-1").is_dir()
+        assert (tmp_path / "run" / "run.json").exists()
+    sft(tiny, tmp_path, **saves, overwrite=True)
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    (tmp_path / "other" / "run" / "model.safetensors").write_bytes(b"somebody's")
+    with pytest.raises(UsageError, match="no run of trainglue"):
+        sft(tiny, tmp_path / "other", **saves)
+
+
+@pytest.mark.parametrize(
+    "words", [{"lora": 0}, {"reward": "exact_match"}, {"early_stopping": 0}, {"max_steps": 0}], ids=str
+)
+def test_words_that_would_do_nothing_are_refused(words, tiny, tmp_path):
+    with pytest.raises(UsageError):
+        sft(tiny, tmp_path, **words)
+
+
+def test_without_evaluation_nothing_is_held_out(tiny, tmp_path):
+    made = sft(tiny, tmp_path, max_steps=1, eval_strategy="no", eval_share=None)
+    assert made.eval_dataset is None
+
+
 def test_the_record_says_what_a_run_was_made_of(tiny, tmp_path):
     made = sft(tiny, tmp_path, max_steps=2)
     made.train()

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +36,39 @@ PACKAGES: Final = (
     "torchao",
     "bitsandbytes",
 )
+
+
+MADE: Final = (
+    "checkpoint-*",
+    "run.json",
+    "data_manifest.json",
+    "running.json",
+    "training_args.bin",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*config.json",
+    "tokenizer*",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "README.md",
+)
+"""What a run leaves in its folder; an older one must not lie among a newer one's."""
+
+LEFT: Final = ("unsloth_compiled_cache", "data_manifest.json")
+"""What a run that was refused may leave."""
+
+SETTLED: Final = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "optim",
+    "seed",
+    "per_device_train_batch_size",
+    "weight_decay",
+)
+"""Fields of a config that a checkpoint has settled: another value would be ignored, or change what a step is."""
 
 
 @dataclass(slots=True)
@@ -59,24 +93,79 @@ class Run:
             sys.stderr.write("".join(f"trainglue: {line}\n" for line in lines))
 
     def check(self) -> None:
-        """Refuse to mix two runs; with `overwrite`, remove the earlier one.
+        """Refuse to mix two runs, or a run with something else.
 
         Raises:
-            UsageError: an earlier run lies there, or there is none to go on from.
+            UsageError: an earlier run or other files lie there, or there is no checkpoint to go on from.
         """
-        found = sorted(self.folder.glob("checkpoint-*"))
-        if self.resume and not found:
-            raise UsageError(f"{self.folder} has no checkpoint to go on from", "Leave out --resume to begin.")
-        if not is_main() or self.resume or not (found or (self.folder / "run.json").exists()):
+        if self.resume and self.overwrite:
+            raise UsageError("--resume and --overwrite exclude each other", "Go on, or begin again.")
+        checkpoints = any(self.folder.glob("checkpoint-*"))
+        if self.resume:
+            if not checkpoints:
+                raise UsageError(f"{self.folder} has no checkpoint to go on from", "Leave out --resume to begin.")
             return
-        if not self.overwrite:
+        if not is_main() or not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file", "Name a folder for the run.")
+        if checkpoints or (self.folder / "run.json").exists():
+            if not self.overwrite:
+                raise UsageError(
+                    f"{self.folder} holds an earlier run",
+                    "Go on with --resume, replace it with --overwrite, or name another folder.",
+                )
+        elif others := sorted(path.name for path in self.folder.iterdir() if path.name not in LEFT):
             raise UsageError(
-                f"{self.folder} holds an earlier run",
-                "Go on with --resume, replace it with --overwrite, or name another folder.",
+                f"{self.folder} holds {', '.join(others[:3])}, and no run of trainglue", "Name another folder."
             )
-        for path in found:
-            shutil.rmtree(path)
-        (self.folder / "run.json").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """With `overwrite`, remove the earlier run; called when nothing can be refused any more."""
+        if not self.overwrite or not is_main():
+            return
+        for path in {path for pattern in MADE for path in self.folder.glob(pattern)}:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def check_resumed(self, earlier: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        """Refuse to go on with another run than the one that lies there.
+
+        Args:
+            earlier: its record; empty where there is none.
+            known: of this session.
+
+        Raises:
+            UsageError: rows, method, adapters or what a checkpoint has settled differ, or the run is finished.
+        """
+        if not self.resume or not earlier:
+            return
+        again = "Give what the run began with, or begin another."
+        before, now = earlier["data"], known["data"]
+        if before["content_id"] != now["content_id"]:
+            raise UsageError(
+                f"{self.folder} was trained on other rows (content {before['content_id'][:12]}, "
+                f"now {now['content_id'][:12]})",
+                again,
+            )
+        if any(before[name] != now[name] for name in ("trained_on", "evaluated_on")):
+            told = "{trained_on} rows trained on and {evaluated_on} held out".format
+            raise UsageError(f"{self.folder} had {told(**before)}, now {told(**now)}", again)
+        for name in ("method", "adapters"):
+            if earlier.get(name, known[name]) != known[name]:
+                raise UsageError(f"{self.folder} was begun with {name} {earlier[name]}, now {known[name]}", again)
+        old, new = earlier["config"], json.loads(json.dumps(known["config"], default=str))
+        for name in SETTLED:
+            if old.get(name, new.get(name)) != new.get(name):
+                raise UsageError(f"{self.folder} was begun with {name} {old[name]}, now {new[name]}", again)
+        goals = [(config.get("max_steps", -1), config.get("num_train_epochs", 0)) for config in (new, old)]
+        if earlier.get("status") == "finished" and earlier["step"] >= earlier["steps"] and goals[0] == goals[1]:
+            raise UsageError(
+                f"{self.folder} holds a finished run, step {earlier['step']} of {earlier['steps']}",
+                "Ask for more with --max-steps or --num-train-epochs to go on.",
+            )
 
     def checkpoint(self) -> Path | None:
         """The last checkpoint, where the run is to go on."""
@@ -131,6 +220,7 @@ def facts(made: Any, method: Method, path: str, rows: Rows, evaluation: Rows | N
             "evaluated_on": len(evaluation) if evaluation else 0,
             "tokens": sum(length * count for length, count in rows.lengths.items()),
         },
+        "adapters": hasattr(made.model, "peft_config"),
         "processes": args.world_size,
         "rows_per_update": per_step * args.gradient_accumulation_steps,
         "rows_repeated_per_epoch": per_step - rest if rest and several else 0,

@@ -98,12 +98,12 @@ def trainer(
         DataFailed: canonical rows cannot be formatted.
     """
     kind = method_named(method)
-    run = Run(kind, Path(output_dir), resume, overwrite)
-    mixture = _mixture(data, kind, streaming)
+    _check_words(kind, lora, reward, early_stopping, settings)
+    run, mixture = Run(kind, Path(output_dir), resume, overwrite), _mixture(data, kind, streaming)
     folder = streams.written(data) if mixture is None and streams.is_recipe(data) else data
     trained = mixture.sources if mixture else [_training_shards(folder, kind, split)]
     held = _evaluation_shards(kind, folder, eval_data, eval_split)
-    share = _share(eval_share, kind, trained[0], held, mixture)
+    share = _share(eval_share, kind, trained[0], held, mixture, settings.get("eval_strategy") != "no")
     vocabulary = _tokenizer(tokenizer, model)
     template = models.template_text(chat_template, vocabulary.chat_template)
     for own in (*trained, *([held] if held else [])):
@@ -195,6 +195,26 @@ def trainer(
     return made
 
 
+def _check_words(
+    method: Method, lora: Any, reward: Any, early_stopping: int | None, settings: Mapping[str, Any]
+) -> None:
+    """Refuse words that would do nothing.
+
+    Raises:
+        UsageError: with what to write instead.
+    """
+    if reward is not None and method.name != "grpo":
+        raise UsageError(f"{method.name} takes no reward function", "Only GRPO does; leave it out.")
+    if isinstance(lora, int) and lora < 1:
+        raise UsageError(f"lora {lora}", "A rank such as 16; leave it out to train all weights.")
+    if early_stopping is not None and early_stopping < 1:
+        raise UsageError(
+            f"early_stopping {early_stopping}", "A number of evaluations such as 3; leave it out for none."
+        )
+    if settings.get("max_steps") == 0:
+        raise UsageError("max_steps 0", "A number of updates; -1 goes by num_train_epochs.")
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -216,10 +236,12 @@ def _evaluation_shards(method: Method, data: Folder, eval_data: Folder | None, e
     return sources.open_shards(data, method, eval_split) if eval_split is not None else None
 
 
-def _share(given: float | None, method: Method, shards: Shards, held: Shards | None, mixture: Mixture | None) -> float:
+def _share(
+    given: float | None, method: Method, shards: Shards, held: Shards | None, mixture: Mixture | None, wanted: bool
+) -> float:
     """The share of rows to hold out; without a word none of packed rows, which have no ids, and of streams."""
     if given is None:
-        possible = shards.manifest["form"] != "packed" and mixture is None
+        possible = wanted and shards.manifest["form"] != "packed" and mixture is None
         return options.HOLD_OUT if held is None and possible and method.name != "grpo" else 0.0
     if given and mixture is not None:
         raise UsageError("eval_share and a stream exclude each other", "Give eval_data, or leave out streaming.")
@@ -393,18 +415,14 @@ def _attach(
     """The callbacks of a run.
 
     Raises:
-        UsageError: the run to go on with was trained on other rows.
+        UsageError: the run to go on with is another one.
     """
     from transformers import EarlyStoppingCallback
 
     from trainglue import callbacks
 
-    earlier, now = callbacks.read(run.folder).get("data", {}).get("content_id"), known["data"]["content_id"]
-    if run.resume and earlier not in (None, now):
-        raise UsageError(
-            f"{run.folder} was trained on other rows (content {earlier[:12]}, now {now[:12]})",
-            "Give the same data to go on, or begin another run.",
-        )
+    run.check_resumed(callbacks.read(run.folder), known)
+    run.clear()
     if early_stopping is not None:
         made.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
     if conversion.fp8 is not None:
