@@ -125,6 +125,32 @@ def test_shard_folders_folders_and_globs(tmp_path):
         assert datakit.decontaminate(source, tmp_path / name, against=against).rows_rejected == 3
 
 
+def test_the_first_line_of_csv_is_looked_for_too(tmp_path):
+    path = tmp_path / "e.csv"
+    path.write_text(f'"{LONG}",Oslo\nAnother question of many words,Rome\n')
+    report = datakit.decontaminate(shards(tmp_path / "in", ROWS), tmp_path / "out", against=path)
+    assert [r["row"] for r in rejects(tmp_path / "out")] == [2, 3]
+    assert f"19 words of the first line of {path}: a train" in rejects(tmp_path / "out")[0]["message"]
+    assert report.facts["against"][str(path)]["rows"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", '{"q": ""}\n', '{"q": "Paris"}\n{"q": 3}\n'])
+def test_an_evaluation_with_nothing_to_look_for_is_refused(tmp_path, text):
+    path = tmp_path / "e.jsonl"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="nothing to look for"):
+        datakit.decontaminate(shards(tmp_path / "in", ROWS), tmp_path / "out", against=path)
+
+
+def test_nothing_is_found_across_two_messages(tmp_path):
+    words = LONG.split()
+    turns = [chat(" ".join(words[:10]), " ".join(words[10:])), chat(LONG, "At noon, says the conductor of it.")]
+    against = lines(tmp_path / "e.jsonl", [{"q": LONG, "a": "At noon, says the conductor of it."}])
+    source = shards(tmp_path / "in", turns)
+    datakit.decontaminate(source, tmp_path / "out", against=against, min_overlap="100%")
+    assert [reject["row"] for reject in rejects(tmp_path / "out")] == [2]
+
+
 def test_what_many_rows_of_an_evaluation_share_tells_nothing(tmp_path):
     head = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     evals = [{"q": f"{head} {n}", "choice": "None of the above is right"} for n in range(12)] + [{"q": LONG}]
@@ -195,6 +221,8 @@ def test_hits_are_those_of_a_plain_search(tmp_path_factory, evals, rows):
     [
         ({"against": []}, "no evaluation files"),
         ({"against": "E", "ngram": 4}, "--ngram"),
+        ({"against": "E", "ngram": "13"}, "--ngram '13'"),
+        ({"against": "E", "min_overlap": 0.5}, "--min-overlap 0.5: a float"),
         ({"against": "E", "min_overlap": "0.5"}, "--min-overlap"),
         ({"against": "E", "min_overlap": "101%"}, "--min-overlap"),
     ],

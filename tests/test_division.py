@@ -116,7 +116,7 @@ def test_prompts_stay_together_whatever_their_case_system_and_answers(tmp_path):
     assert {next(iter(own)) for own in by_number.values()} == {"train", "test"}
 
 
-@pytest.mark.parametrize("group_by", ["gamefile", "task.id", "topic"])
+@pytest.mark.parametrize("group_by", ["gamefile", "task.id", "topic", "dk_meta.task.id"])
 def test_groups_by_a_key_of_dk_meta_do_not_straddle(tmp_path, group_by):
     rows = [
         chat(
@@ -225,6 +225,10 @@ def test_stratify_tells_values_that_are_off(tmp_path):
         ({"test": "0.05"}, "with its unit"),
         ({"test": "0%"}, "with its unit"),
         ({"test": "60%", "validation": "40%"}, "leave nothing for train"),
+        ({"test": 0.1}, "--test 0.1: a float"),
+        ({"test": "5%", "validation": True}, "--validation True: a bool"),
+        ({"test": "5%", "group_by": ["id"]}, "--group-by .*: a list"),
+        ({"test": "5%", "seed": "1"}, "--seed '1'"),
         ({"test": "5%", "group_by": "nothing"}, "no row has it"),
         ({"test": "5%", "stratify": "nothing"}, "no row has it"),
     ],

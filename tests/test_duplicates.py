@@ -357,6 +357,12 @@ def test_packed_rows_are_refused(verb, tmp_path, monkeypatch):
         ({"by": "near", "threshold": 1.1}, "--threshold"),
         ({"by": "near", "ngram": 0}, "--ngram"),
         ({"any_answer": True}, "--any-answer"),
+        ({"by": "nea"}, "--by nea"),
+        ({"by": "near", "threshold": "0.5"}, "--threshold '0.5'"),
+        ({"by": "near", "threshold": True}, "--threshold True"),
+        ({"by": "near", "ngram": 2.5}, "--ngram 2.5"),
+        ({"threshold": 0.8}, "--threshold without --by near"),
+        ({"by": "prompt", "ngram": 3}, "--ngram without --by near"),
     ],
 )
 def test_wrong_calls(tmp_path, options, said):

@@ -26,6 +26,7 @@ from datakit.mixing.arrangement import Arrangement, Size, arrange
 from datakit.mixing.filters import Filter
 from datakit.mixing.order import BLOCK, ROWS, Order, permutation
 from datakit.mixing.recipe import parse, read
+from datakit.mixing.writing import seen as findings_of
 
 CORPORA = Path(__file__).resolve().parent.parent.parent / "shared" / "corpora"
 
@@ -33,6 +34,14 @@ CORPORA = Path(__file__).resolve().parent.parent.parent / "shared" / "corpora"
 def chat(question: str, answer: str = "yes", **more: Any) -> dict[str, Any]:
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": turns, **more}
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
 
 
 def shards(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Path:
@@ -101,7 +110,7 @@ def test_schedules_are_exact_to_one_row(data: st.DataObject, interpolation: str,
     names = [f"s{i}" for i in range(data.draw(st.integers(2, 4)))]
     places = data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=4, unique=True))
     weights = st.lists(st.sampled_from([0, 0.1, 1, 3]), min_size=len(names), max_size=len(names)).filter(any)
-    points = [{"at": at, "weights": dict(zip(names, data.draw(weights), strict=True))} for at in places]
+    points = [{"at": at, "weights": dict(zip(names, data.draw(weights), strict=True))} for at in sorted(places)]
     made = plan([9] * len(names), weights=[None] * len(names), rows=400, stop="restart", block_size=block,
                 schedule={"interpolation": interpolation, "points": points})  # fmt: skip
     schedule = made.recipe.schedule
@@ -225,6 +234,7 @@ def test_seed_zero_is_a_seed(folder: Path, tmp_path: Path) -> None:
         ({"rows": 10, "tokens": 10}, "rows and tokens"),
         ({"rows": 1.5}, "whole number"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": 0.001}, "temperature = 0.001 leaves 's0'"),
         ({"temperature": 2, "weights": [1, 1]}, "weights and a temperature"),
         ({"filter": "dk_length <"}, "cannot be read"),
         ({"filter": "__import__('os')"}, "no condition"),
@@ -234,7 +244,7 @@ def test_seed_zero_is_a_seed(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_wrong_recipe_is_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        arrange(parse(recipe(**{"weights": [None, None], **keys})), [Size("s0", 5), Size("s1", 5)])
+        arrange(parse(recipe(**{"weights": [None, None], **keys})), [Size("s0", 5), Size("s1", 9)])
     assert said in str(caught.value)
 
 
@@ -243,7 +253,9 @@ def test_a_wrong_recipe_is_refused(keys: dict[str, Any], said: str) -> None:
     [
         ({"interpolation": "sigmoid"}, "unknown value 'sigmoid'"),
         ({"axis": "row"}, "did you mean 'rows'"),
-        ({"axis": "steps"}, "rows_per_step"),
+        ({"axis": "steps"}, 'axis = "steps" without rows_per_step'),
+        ({"rows_per_step": 8}, "rows_per_step with axis = 'rows'"),
+        ({"points": [{"at": at, "weights": {"s0": 1, "s1": 1}} for at in (5, 0)]}, "at = 0 behind at = 5"),
         ({"points": []}, "without points"),
         ({"points": [{"at": 0, "weights": {"s0": 1, "s1": 1}}] * 2}, "two schedule points at 0"),
         ({"points": [{"at": 0, "weights": {"s0": 1}}]}, "no weight for s1"),
@@ -258,6 +270,31 @@ def test_a_wrong_schedule_is_refused(schedule: dict[str, Any], said: str) -> Non
     with pytest.raises(UsageError) as caught:
         parse(recipe(weights=[None, None], schedule=whole))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "at", "rows", "unseen"),
+    [
+        ("step", [0, 300], 1000, [300]),
+        ("step", [0, 300, 600], 3000, [300]),
+        ("step", [0, 1000], 3000, []),
+        ("step", [0, 3000], 3000, [3000]),
+        ("linear", [0, 300], 1000, [300]),
+        ("linear", [0, 300, 600], 3000, [300]),
+        ("linear", [0, 3000], 3000, []),
+        ("cosine", [100, 5000, 9000], 3000, [9000]),
+        ("step", [40], 3000, []),
+    ],
+)
+def test_points_without_a_block_are_told(interpolation: str, at: list[int], rows: int, unseen: list[int]) -> None:
+    points = [{"at": place, "weights": {"s0": 1 + place, "s1": 1}} for place in at]
+    schedule = {"points": points, "interpolation": interpolation}
+    made = plan([5000, 5000], weights=[None, None], stop="restart", rows=rows, schedule=schedule)
+    told = [finding.note for finding in findings_of(made) if finding.id == "DK824"]
+    assert [note.split(" point at ")[1] for note in told] == [f"{place:,} rows" for place in unseen]
+    steps = {**schedule, "axis": "steps", "rows_per_step": 1}
+    same = plan([5000, 5000], weights=[None, None], stop="restart", rows=rows, schedule=steps)
+    assert len([finding for finding in findings_of(same) if finding.id == "DK824"]) == len(unseen)
 
 
 def test_a_schedule_that_starves_a_source_for_ever_ends() -> None:
@@ -376,6 +413,22 @@ def test_filter(text: str, holds: list[bool]) -> None:
     assert Filter.parse(text).holds(table).tolist() == holds
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dk_row", "'dk_row' alone is no condition"),
+        ("dk_row > 1 and not dk_source", "'dk_source' alone is no condition"),
+        ("dk_row > '100'", "compares a number with a text"),
+        ("dk_id in [1, 2]", "compares a text with a number"),
+        ("1 < dk_row < 'x'", "compares a number with a text"),
+        ("dk_row < None", "never holds"),
+    ],
+)
+def test_filters_that_decide_nothing_are_refused(folder: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        datakit.mix({"sources": {"a": str(folder / "a")}, "filter": text}, plan_only=True)
+
+
 def test_filters_leave_rows_out_and_count_them(folder: Path, tmp_path: Path) -> None:
     file = folder / "a.jsonl"
     words = {"sources": {"a": {"path": str(folder / "a"), "filter": "dk_row > 100"}, "b": str(folder / "b")}}
@@ -466,6 +519,22 @@ def test_findings_of_a_plan(folder: Path, tmp_path: Path) -> None:
     assert {s.id for s in report.findings} == {"DK820", "DK822", "DK823"}
 
 
+def test_findings_of_a_plan_fail_the_run_as_asked(folder: Path, tmp_path: Path) -> None:
+    sources = {name: {"path": str(folder / name), "weight": weight} for name, weight in (("a", 500), ("c", 1))}
+    words = {"sources": sources, "rows": 300, "stop": "restart", "block_size": 10}
+    for options in ({"fail_on": "warning"}, {"severity": {"rare-source": "error"}}):
+        for plan_only in (True, False):
+            seen: list[Any] = []
+            report = datakit.mix(words, tmp_path / "m", plan_only=plan_only, planned=seen.append, **options)
+            assert (report.exit_code, report.verdict) == (1, "failed by DK822 rare-source")
+            assert seen == [report]
+        assert not (tmp_path / "m").exists()
+    assert datakit.mix(words, tmp_path / "m", severity={"DK822": "off"}, fail_on="warning").exit_code == 0
+    for wrong in ({"fail_on": "notes"}, {"severity": {"DK000": "off"}}):
+        with pytest.raises(UsageError):
+            datakit.mix(words, plan_only=True, **wrong)
+
+
 def test_columns_that_differ_are_united(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
     plain = shards(tmp_path / "plain", [chat(f"p{i}") for i in range(4)])
@@ -520,6 +589,9 @@ def test_sources_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         datakit.mix([folder / "a", folder / "a"], tmp_path / "m")
     with pytest.raises(UsageError, match="2 weights for 1 source"):
         datakit.mix([folder / "a"], tmp_path / "m", weights=[1, 2])
+    for wrong in (["a", 2], {"a": 1, "b": 2}, "12", [1, True]):
+        with pytest.raises(UsageError, match="A list of numbers"):
+            datakit.mix([folder / "a", folder / "b"], tmp_path / "m", weights=wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no dk_length"):
         datakit.mix([folder / "a"], tmp_path / "m", tokens=100)
     with pytest.raises(UsageError, match="overlap"):
@@ -528,6 +600,16 @@ def test_sources_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         datakit.mix([folder / "a"])
     with pytest.raises(UsageError, match="give 169 rows of the 1,000.*used up: b"):
         datakit.mix([folder / "a", folder / "b"], tmp_path / "m", weights=[0.7, 0.3], rows=1000)
+
+
+def test_a_glob_names_folders(folder: Path, tmp_path: Path) -> None:
+    for name in ("f_a", "f_c"):
+        (tmp_path / name).symlink_to(folder / name[-1])
+    report = datakit.mix(str(tmp_path / "f_*"), plan_only=True, weights=[2, 1])
+    assert [entry["asked"] for entry in report.facts["sources"].values()] == [0.666667, 0.333333]
+    assert list(report.facts["sources"]) == ["f_a", "f_c"]
+    files = datakit.mix(str(folder / "[bc].jsonl"), plan_only=True)
+    assert [entry["available"] for entry in files.facts["sources"].values()] == [57]
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -577,7 +659,7 @@ def formatted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     for name, tokenizer in (("a", own), ("b", own), ("other", other)):
         source = folder / ("a" if name == "other" else name)
         datakit.format(source, base / name, tokenizer=tokenizer, workers=1).raise_for_status()
-    return {"tokenizer": own, **{name: base / name for name in ("a", "b", "other")}}
+    return {"tokenizer": own, "llama": other, **{name: base / name for name in ("a", "b", "other")}}
 
 
 def test_token_weights_hold_to_a_row(formatted: dict[str, Path], tmp_path: Path) -> None:
@@ -596,6 +678,13 @@ def test_token_weights_hold_to_a_row(formatted: dict[str, Path], tmp_path: Path)
     assert datakit.show(tmp_path / "m", row=3).facts["columns"]["input_ids"]
 
 
+def test_a_plan_without_rows_fails_as_the_mix_does(formatted: dict[str, Path], tmp_path: Path) -> None:
+    for plan_only in (True, False):
+        report = datakit.mix([formatted["a"]], tmp_path / "m", tokens=1, plan_only=plan_only)
+        assert (report.rows_out, report.exit_code, report.verdict) == (0, 1, "no rows")
+    assert not (tmp_path / "m").exists()
+
+
 def test_rows_are_measured_as_they_will_be_formatted(folder: Path, formatted: dict[str, Path], tmp_path: Path) -> None:
     sources = {name: {"path": str(formatted[name]), "weight": 1} for name in "ab"}
     keys = {"tokens": 3000, "stop": "restart"}
@@ -609,8 +698,22 @@ def test_rows_are_measured_as_they_will_be_formatted(folder: Path, formatted: di
 def test_tokens_of_two_tokenizers_do_not_mix(folder: Path, formatted: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another tokenizer and another chat template"):
         datakit.mix([formatted["a"], formatted["other"]], tmp_path / "m")
-    with pytest.raises(UsageError, match="different kinds or forms"):
+    with pytest.raises(UsageError, match="different kinds or forms.*\n?.*Format .*/b first, with the tokenizer"):
         datakit.mix([formatted["a"], folder / "b"], tmp_path / "m")
+    pairs = [{"prompt": user("q"), "chosen": answer("a"), "rejected": answer(f"b{i}")} for i in range(3)]
+    raw = shards(tmp_path / "raw", pairs)
+    datakit.format(raw, tmp_path / "pairs", tokenizer=formatted["tokenizer"], workers=1).raise_for_status()
+    with pytest.raises(UsageError, match="two methods cannot be mixed"):
+        datakit.mix([formatted["a"], tmp_path / "pairs"], tmp_path / "m")
+
+
+def test_a_tokenizer_has_to_be_that_of_the_lengths(formatted: dict[str, Path], tmp_path: Path) -> None:
+    words = [formatted["a"], formatted["b"]]
+    assert datakit.mix(words, plan_only=True, tokenizer=formatted["tokenizer"]).exit_code == 0
+    with pytest.raises(UsageError, match="was counted with another one"):
+        datakit.mix(words, plan_only=True, tokenizer=formatted["llama"])
+    with pytest.raises(UsageError, match="no such file"):
+        datakit.mix(words, plan_only=True, tokenizer=tmp_path / "none")
 
 
 def test_a_row_that_cannot_be_measured_is_named(tmp_path: Path, formatted: dict[str, Path]) -> None:

@@ -100,6 +100,76 @@ def test_every_name_of_the_tables_has_an_answer():
     assert where_it_went("learning_rate") == ""
 
 
+# ---------------------------------------------------------------- values
+
+
+@dataclasses.dataclass
+class Values:
+    """A field of each type that configs have."""
+
+    learning_rate: float = 1.0
+    per_device_train_batch_size: int = 8
+    seed: int = 42
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    tf32: bool | None = None
+    run_name: str | None = None
+    report_to: str | list[str] | None = None
+    loss_type: list[str] = dataclasses.field(default_factory=list)
+    optim_args: dict | str | None = None
+
+
+Values.__module__ = "trl.somewhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("learning_rate", True, "a number, 0 or more"),
+        ("learning_rate", "abc", "a number"),
+        ("learning_rate", float("nan"), "a number"),
+        ("learning_rate", None, "a number"),
+        ("lr", "abc", "a number"),
+        ("num_train_epochs", "1e", "a number"),
+        ("per_device_train_batch_size", 0, "a whole number, 1 or more"),
+        ("seed", 1.5, "a whole number"),
+        ("tf32", "yes", "true or false or none"),
+        ("run_name", True, "text or none"),
+        ("report_to", False, "text or a list"),
+        ("loss_type", 1, "a list"),
+        ("optim_args", [1], "a table or text or none"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_is_allowed(name, value, allowed):
+    with pytest.raises(UsageError) as caught:
+        made(Values, {name: value})
+    assert f"--{name.replace('_', '-')}" in caught.value.message
+    assert ("no value" if value is True else repr(value)) in caught.value.message
+    assert allowed in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("learning_rate", "1e-3", 1e-3),
+        ("learning_rate", 0, 0),
+        ("seed", "7", 7),
+        ("max_steps", 1e3, 1000),
+        ("max_steps", -1, -1),
+        ("tf32", None, None),
+        ("run_name", 7, "7"),
+        ("report_to", ["wandb"], ["wandb"]),
+        ("loss_type", "sigmoid", "sigmoid"),
+        ("optim_args", {"a": 1}, {"a": 1}),
+        ("epochs", "2", 2),
+    ],
+)
+def test_a_value_that_fits_is_taken(name, value, taken):
+    found, _ = made(Values, {name: value})
+    assert list(found.values()) == [taken]
+    assert type(next(iter(found.values()))) is type(taken)
+
+
 # ---------------------------------------------------------------- defaults
 
 
@@ -196,7 +266,15 @@ def test_a_run_toml_is_read_and_its_paths_are_beside_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "place"),
-    [('method = "ppo"', "method"), ('lora = "x"', "lora"), ("resume = 1", "resume"), ('engine = "x"', "engine")],
+    [
+        ('method = "ppo"', "method"),
+        ('lora = "x"', "lora"),
+        ("resume = 1", "resume"),
+        ('engine = "x"', "engine"),
+        ("eval_share = 1", "eval_share"),
+        ("max_length = 0", "max_length"),
+        ("lora = 0", "lora"),
+    ],
 )
 def test_a_wrong_value_names_its_place_as_the_schema_does(line, place, tmp_path):
     path = tmp_path / "run.toml"
@@ -231,6 +309,15 @@ def test_a_missing_name_is_an_error(tmp_path):
 )
 def test_values_are_read_as_typed(text, value):
     assert config.value_of(text) == value
+
+
+def test_words_with_commas_are_a_list():
+    assert config.fields_of(["r=4", "target_modules=q_proj,v_proj", "layers=1,2", "pattern=(a,b)"], "--lora") == {
+        "r": 4,
+        "target_modules": ["q_proj", "v_proj"],
+        "layers": [1, 2],
+        "pattern": "(a,b)",
+    }
 
 
 def test_printed_toml_is_read_back():

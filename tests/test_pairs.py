@@ -363,6 +363,10 @@ def test_by_score(folder, strategy, margin, expected, ties, close):
         folder.shards(*rows, format="kto"), by="score", score="s", strategy=strategy, min_margin=margin
     )
     assert [row["chosen"] + row["rejected"] for row in rows_of(out)] == expected
+    long = datakit.pair(
+        report.inputs[0]["path"], out, by="score", score="dk_meta.s", strategy=strategy, min_margin=margin
+    )
+    assert long.verdict.startswith("already complete")
     facts = report.facts["paired"]
     assert (facts["ties"], facts["close"]) == (ties + 1, close)
     assert facts["left"] == {"DK410": 2, "DK413": 1, "DK415": 1}
@@ -582,6 +586,7 @@ def test_wrong_calls(folder):
         (datakit.pair, labelled, {"min_margin": 1.0}, "are about scores"),
         (datakit.pair, labelled, {"by": "score", "score": "s", "strategy": "worst"}, "--strategy worst"),
         (datakit.pair, labelled, {"by": "score", "score": "s", "min_margin": float("nan")}, "--min-margin nan"),
+        (datakit.pair, labelled, {"by": "score", "score": "s", "min_margin": "1"}, "--min-margin 1"),
         (datakit.pair, labelled, {"by": "score", "score": "prompt"}, "the column is string"),
         (
             datakit.pair,

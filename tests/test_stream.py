@@ -122,9 +122,18 @@ def test_a_state_of_another_plan_is_refused(words: dict[str, Any]) -> None:
     sources = {**words["sources"], "b": {**words["sources"]["b"], "epochs": 1}}
     with pytest.raises(UsageError, match="more than epochs = 1"):
         datakit.stream({**words, "sources": sources})
-    for wrong in ({}, {**state, "position": -1}, {**state, "position": 301}, {**state, "position": "1"}):
+    for wrong in (
+        {},
+        {**state, "position": -1},
+        {**state, "position": 301},
+        {**state, "position": "1"},
+        {**state, "position": True},
+        "3",
+        [1],
+        3,
+    ):
         with pytest.raises(UsageError, match="not a state"):
-            datakit.stream(words, wrong)
+            datakit.stream(words, wrong)  # type: ignore[arg-type]
 
 
 def test_a_plan_is_its_rows_and_not_its_paths(words: dict[str, Any], tmp_path: Path) -> None:

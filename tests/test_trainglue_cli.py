@@ -143,6 +143,16 @@ def short(completions, **_):
         (["sft", "--lora", "x"], ["NAME=VALUE"]),
         (["sft", "lost"], ["belongs to no option"]),
         (["train", "missing.toml"], ["missing.toml", "--print-config"]),
+        (
+            ["sft", "--print-config", "--learning-rate", "--eval-share", "0"],
+            ["--learning-rate has no value", "a number"],
+        ),
+        (["sft", "--print-config", "--learning-rat", "1"], ["learning_rate"]),
+        (["sft", "--print-config", "--eval-share", "2"], ["eval_share = 2.0", "below 1"]),
+        (["sft", "--print-config", "--max-length", "0"], ["max_length = 0", "at least 1"]),
+        (["grpo", "--print-config", "--reward-funcs", "x"], ["--reward NAME"]),
+        (["sft", "--data", FIXTURE, "--model", "m", "--output", "o"], [f"datakit convert {FIXTURE} -o shards/"]),
+        (["sft", "--data", FIXTURE.parent, "--model", "m", "--output", "o"], ["without a manifest", "datakit convert"]),
     ],
 )
 def test_wrong_calls_say_what_to_write(arguments, words, run):
@@ -150,6 +160,47 @@ def test_wrong_calls_say_what_to_write(arguments, words, run):
     assert code in (2, 3)
     for word in words:
         assert word in err
+
+
+def test_a_printed_config_has_todays_names_and_no_resume(run):
+    code, out, err = run("sft", "--print-config", "--lr", "1e-3", "--resume", "--overwrite", "--epochs", "2")
+    assert code == 0, err
+    told = tomllib.loads(out)
+    assert (told["learning_rate"], told["num_train_epochs"]) == (1e-3, 2)
+    assert not told.keys() & {"lr", "epochs", "resume", "overwrite"}
+    assert "lr is taken as learning_rate" in err
+
+
+@pytest.mark.parametrize(
+    ("method", "of", "hint"),
+    [
+        ("kto", "dpo", "datakit unpair {} -o NEW"),
+        ("bco", "dpo", "datakit unpair {} -o NEW"),
+        ("dpo", "kto", "datakit pair {} -o NEW"),
+        ("sft", "kto", "No conversion makes sft rows of kto rows"),
+        ("dpo", "sft", "No conversion makes preference rows of sft rows"),
+    ],
+)
+def test_rows_of_another_kind_come_with_a_command_that_works(method, of, hint, tiny):
+    from trainglue.data import dataset
+
+    folder = tiny.canonical(of)
+    with pytest.raises(UsageError) as caught:
+        dataset(folder, method=method)
+    assert hint.format(folder) in caught.value.hint
+    assert of in caught.value.hint
+    assert "prm" not in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["canonical", "formatted"])
+def test_rows_above_the_length_name_a_way_out(kind, tiny, run, tmp_path):
+    folder = getattr(tiny, kind)("sft")
+    code, _, err = run(
+        *("sft", "--data", folder, "--model", tiny.model, "--output", tmp_path / "out", "--use-cpu"),
+        *("--max-length", 10, "--eval-share", 0),
+    )
+    assert code == (1 if kind == "canonical" else 2)
+    assert "--format truncation=drop" in err
 
 
 def test_an_unknown_option_of_the_trainer_is_named(tiny, run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,6 +148,7 @@ def _extra(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
+    config.check_values(given, f"trainglue {method}")
     if print_config:
         _print_config(method, given)
         return
@@ -182,11 +184,20 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _print_config(method: str, given: Mapping[str, Any]) -> None:
+def _print_config(method: str, told: Mapping[str, Any]) -> None:
+    """The run as a run.toml, checked as a run is; whether it goes on or replaces another is not part of it."""
+    config_class = _config_class(method, told.get("engine", "auto"))
+    fields = {field.name for field in config.FIELDS}
+    of_config = {name: value for name, value in told.items() if name not in fields}
+    taken, notes = options.checked(config_class, METHODS[method], of_config)
+    for note in notes:
+        click.echo(f"trainglue: {note}", err=True)
+    own_names = fields - {"resume", "overwrite"}
+    given = {name: value for name, value in told.items() if name in own_names} | taken
     lora = bool(given.get("lora"))
     share = given.get("eval_share", 0.0 if method == "grpo" else options.HOLD_OUT)
     evaluates = bool(share or given.get("eval_data") or given.get("eval_split"))
-    defaults = options.presets(method, lora=lora, evaluates=evaluates)
+    defaults = options.translated(config_class, options.presets(method, lora=lora, evaluates=evaluates))
     own = {name: given.get(name) for name in config.REQUIRED[1:]}
     if evaluates and not (given.get("eval_data") or given.get("eval_split")):
         own["eval_share"] = share
@@ -194,6 +205,15 @@ def _print_config(method: str, given: Mapping[str, Any]) -> None:
     comments = {name: "default" for name in defaults if name not in given}
     comments |= {field.name: field.help for field in config.FIELDS if own.get(field.name, "") is None}
     click.echo(config.to_toml({"method": method, **own, **defaults, **rest}, comments), nl=False)
+
+
+def _config_class(method: str, engine: str) -> type[Any]:
+    from trainglue import engines
+    from trainglue.methods import resolve
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        engines.choose(engine, folder)
+        return resolve(method)[1]
 
 
 @main.command()

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +39,8 @@ class Field:
         type: of its value: str, int, float, bool; `fields` for a table; `texts` for one or more strings.
         choices: the words that it takes.
         metavar: what the help shows for the value.
+        least: of a number, itself allowed.
+        below: of a number, itself not allowed.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Field:
     type: str = "str"
     choices: Sequence[str] = ()
     metavar: str = ""
+    least: int | None = None
+    below: int | None = None
 
 
 FIELDS: Final = (
@@ -53,11 +59,22 @@ FIELDS: Final = (
     Field("split", "The split of --data to train on; by default train, or the only one.", metavar="NAME"),
     Field("eval_data", "Another shard folder to evaluate on.", metavar="DIR"),
     Field("eval_split", "A split of --data to evaluate on.", metavar="NAME"),
-    Field("eval_share", "Share of the rows to hold out, by content; 0.1 by default, 0 for GRPO.", "float", metavar="X"),
+    Field(
+        "eval_share",
+        "Share of the rows to hold out, by content; 0.1 by default, 0 for GRPO.",
+        "float",
+        metavar="X",
+        least=0,
+        below=1,
+    ),
     Field("tokenizer", "A folder or name, if not that of the model.", metavar="PATH|NAME"),
     Field("chat_template", "A Jinja file instead of the tokenizer's own template.", metavar="FILE"),
     Field(
-        "max_length", "Tokens that a row may have: rows are formatted to it, or must keep to it.", "int", metavar="N"
+        "max_length",
+        "Tokens that a row may have: rows are formatted to it, or must keep to it.",
+        "int",
+        metavar="N",
+        least=1,
     ),
     Field(
         "format", "Options of `datakit format` for shards that are not formatted yet.", "fields", metavar="NAME=VALUE"
@@ -65,11 +82,17 @@ FIELDS: Final = (
     Field("engine", "Unsloth where it is installed (auto), or as named.", choices=ENGINES),
     Field("precision", "By default bf16 on a GPU that has it, else fp16; fp32 on a CPU.", choices=PRECISIONS),
     Field("fp8", "Settings of FP8: backend, recipe, emulate.", "fields", metavar="NAME=VALUE"),
-    Field("lora", "Train adapters of this rank, or with these fields of LoraConfig.", "fields", metavar="R|NAME=VALUE"),
+    Field(
+        "lora",
+        "Train adapters of this rank, or with these fields of LoraConfig.",
+        "fields",
+        metavar="R|NAME=VALUE",
+        least=1,
+    ),
     Field("dtype", "Of the loaded weights, if not by the precision.", metavar="NAME"),
     Field("reward", "GRPO: a reward function; repeat for several.", "texts", metavar="NAME"),
     Field("streaming", "Stream the recipe in --data instead of writing the mix.", "bool"),
-    Field("early_stopping", "Evaluations without a better loss until training ends.", "int", metavar="N"),
+    Field("early_stopping", "Evaluations without a better loss until training ends.", "int", metavar="N", least=1),
     Field("resume", "Go on from the last checkpoint in --output-dir.", "bool"),
     Field("overwrite", "Replace the run in --output-dir.", "bool"),
 )
@@ -110,15 +133,35 @@ def check(given: Mapping[str, Any], where: str) -> None:
     for name in REQUIRED:
         if name not in given:
             raise UsageError(f"{where}: no {name}", known[name]["description"])
+    check_values(given, where)
+
+
+def check_values(given: Mapping[str, Any], where: str) -> None:
+    """Refuse values that the schema refuses, of a run that may still lack names.
+
+    Raises:
+        UsageError: with the place and what is allowed there.
+    """
+    known = schema()["properties"]
     for name, value in given.items():
         if name in known and not _fits(value, known[name]):
-            allowed = known[name].get("enum") or known[name].get("type") or "a value as the schema says"
-            raise UsageError(f"{where}: {name} = {value!r}", f"{known[name]['description']} Allowed: {allowed}.")
+            raise UsageError(
+                f"{where}: {name} = {value!r}", f"{known[name]['description']} Allowed: {_allowed(known[name])}."
+            )
+
+
+def _allowed(rule: Mapping[str, Any]) -> str:
+    words = rule.get("enum") or rule["type"]
+    bounds = {"minimum": "at least", "exclusiveMaximum": "below"}
+    told = [f"{word} {rule[bound]}" for bound, word in bounds.items() if bound in rule]
+    return ", ".join([words if isinstance(words, str) else " or ".join(words), *told])
 
 
 def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
     if "enum" in rule:
         return value in rule["enum"]
+    if isinstance(value, int | float) and not rule.get("minimum", value) <= value < rule.get("exclusiveMaximum", inf):
+        return False
     names = {"string": str, "integer": int, "number": int | float, "boolean": bool, "object": dict, "array": list}
     types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
     return any(isinstance(value, names[name]) and (name == "boolean" or not isinstance(value, bool)) for name in types)
@@ -141,6 +184,8 @@ def schema() -> dict[str, Any]:
             rule["type"] = ["integer", "object"]
         if field.choices:
             rule = {"description": field.help, "enum": list(field.choices)}
+        bounds = {"minimum": field.least, "exclusiveMaximum": field.below}
+        rule |= {bound: number for bound, number in bounds.items() if number is not None}
         properties[field.name] = rule
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -169,7 +214,7 @@ def value_of(text: str) -> Any:
 
 
 def fields_of(texts: Sequence[str], option: str) -> Any:
-    """`r=16 lora_alpha=32` as a mapping; a single number as itself.
+    """`r=16 target_modules=q_proj,v_proj` as a mapping, words with commas between as a list; a single number as itself.
 
     Raises:
         UsageError: neither.
@@ -179,7 +224,12 @@ def fields_of(texts: Sequence[str], option: str) -> Any:
     pairs = [text.partition("=") for text in texts]
     if not all(equals for _, equals, _ in pairs):
         raise UsageError(f"{option} {' '.join(texts)}", f"{option} NAME=VALUE, repeated for several.")
-    return {name.replace("-", "_"): value_of(value) for name, _, value in pairs}
+    return {name.replace("-", "_"): _listed(value) for name, _, value in pairs}
+
+
+def _listed(text: str) -> Any:
+    listed = re.fullmatch(r"[\w.]+(,[\w.]+)+", text)
+    return [value_of(part) for part in text.split(",")] if listed else value_of(text)
 
 
 def to_toml(given: Mapping[str, Any], comments: Mapping[str, str]) -> str:

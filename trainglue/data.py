@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,20 +23,36 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow.compute as pc
 
 import datakit
-from datakit.errors import Locked, UnreadableInput, UsageError
+from datakit.errors import DataFailed, Locked, UnreadableInput, UsageError
 from datakit.methods import METHODS as FORMATTED
+from datakit.output import manifest as manifests
 from datakit.shards import Shards
 from datakit.terminal import plural, safe
 from datakit.tokens.load import Tokenizer
-from trainglue.methods import KINDS_OF, METHODS, Method, method_named
+from trainglue.methods import KINDS_OF, METHODS, Method, method_named, resolve
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
 
     from datakit.mixing.streaming import Stream
+    from datakit.report import Report
 
 TOKENIZED: Final = "tokenized"
+TOO_LONG: Final = "DK702"
+"""The check of `datakit format` that finds rows above the length."""
+
+RENDERED: Final = {"preference": "preference", "reward": "preference", "kto": "kto"}
+"""Forms of token ids to the kind of rows that they were made of; the others were sft rows."""
+
+CONVERSIONS: Final = {
+    ("preference", "kto"): "datakit unpair {} -o NEW",
+    ("preference", "sft"): "datakit convert {} -o NEW --to sft",
+    ("preference", "prompt"): "datakit convert {} -o NEW --to prompt",
+    ("kto", "preference"): "datakit pair {} -o NEW",
+}
+"""What makes rows of another kind of a shard folder."""
+
 Folder = str | os.PathLike[str]
 
 
@@ -111,10 +128,22 @@ def open_shards(folder: Folder, method: Method, split: str | None = None) -> Sha
         UsageError: the method does not train on this kind.
         CannotJudge: the folder is not what its manifest says.
     """
+    check_folder(folder)
     shards = datakit.load(folder, split=split)
-    canonical = FORMATTED[method.format_for].kinds if method.format_for else ()
-    _check_kind(shards, method, list(dict.fromkeys((*canonical, *method.kinds))))
+    _check_kind(shards, method, list(dict.fromkeys((*_canonical(method), *method.kinds))))
     return shards
+
+
+def check_folder(folder: Folder) -> None:
+    """Refuse raw data, with the command that makes shards of it.
+
+    Raises:
+        UsageError: a file, or a folder without a manifest.
+    """
+    path = Path(folder)
+    if path.exists() and not (path / manifests.NAME).is_file():
+        what = "a folder without a manifest" if path.is_dir() else "a file, not a shard folder"
+        raise UsageError(f"{safe(str(path))} is {what}", f"datakit convert {safe(str(path))} -o shards/")
 
 
 def training_split(folder: Folder, split: str | None) -> str | None:
@@ -123,8 +152,7 @@ def training_split(folder: Folder, split: str | None) -> str | None:
     Raises:
         UsageError: there are several, and none is called train.
     """
-    from datakit.output import manifest as manifests
-
+    check_folder(folder)
     splits = manifests.load(folder)["splits"]
     if split is not None or len(splits) == 1:
         return split
@@ -138,16 +166,43 @@ def _check_kind(shards: Shards, method: Method, kinds: Sequence[str]) -> None:
     own = {kind, f"{kind}:{form}"}
     if not own.isdisjoint(kinds):
         return
-    hint = (
-        f"Format the source with --for {method.format_for or method.name}"
-        if kind == TOKENIZED
-        else f"Convert the source with --to {kinds[0]}"
-    )
-    fitting = [name for name, of in KINDS_OF.items() if not own.isdisjoint(of)]
+    fitting = [m.name for m in METHODS.values() if not own.isdisjoint((*_canonical(m), *m.kinds)) and _installed(m)]
+    choose = f" Or train with {' or '.join(fitting)}." if fitting else ""
     raise UsageError(
         f"{shards.path} holds rows of kind {kind}, form {form}; {method.name} trains on {' or '.join(kinds)}",
-        f"{hint}, or choose {' or '.join(fitting) or 'another trainer'}.",
+        _to_kind(shards, method) + choose,
     )
+
+
+def _to_kind(shards: Shards, method: Method) -> str:
+    """The command that makes rows for a method of these, if there is one."""
+    kind, form = shards.manifest["kind"], shards.manifest["form"]
+    ids = kind == TOKENIZED
+    held, path = (RENDERED.get(form, "sft"), "SOURCE") if ids else (kind, str(shards.path))
+    wanted = _canonical(method) or method.kinds
+    again = f"datakit format {path} -o NEW --for {method.format_for} --tokenizer MODEL"
+    if held in wanted:
+        return f"{again}."
+    if (held, wanted[0]) not in CONVERSIONS:
+        return f"No conversion makes {wanted[0]} rows of {held} rows."
+    command = CONVERSIONS[held, wanted[0]].format(path)
+    return f"{command}, then format it with --for {method.format_for}." if ids and method.format_for else f"{command}."
+
+
+def _canonical(method: Method) -> tuple[str, ...]:
+    """The kinds that are formatted for a method."""
+    return FORMATTED[method.format_for].kinds if method.format_for else ()
+
+
+def _installed(method: Method) -> bool:
+    """Whether the installed TRL has its trainer; that it is experimental is of no interest here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            resolve(method.name)
+        except UsageError:
+            return False
+    return True
 
 
 def is_formatted(shards: Shards, method: Method) -> bool:
@@ -227,7 +282,8 @@ def check_length(rows: Rows, limit: int | None) -> None:
     if over:
         raise UsageError(
             f"{plural(over, 'row')} of {rows.shards.path} above {limit} tokens, up to {max(rows.lengths)}",
-            f"Format the source with --max-length {limit} and a --truncation; trainers would cut them silently.",
+            f"Give shards that are not formatted yet, with --max-length {limit} --format truncation=drop (or another "
+            "policy of `datakit format`); trainers would cut them silently.",
         )
 
 
@@ -276,8 +332,18 @@ def formatted(
         except Locked:  # another node formats the same rows into the same cache
             time.sleep(1)
         else:
-            report.raise_for_status()
+            _raise_for_status(report)
     return folder
+
+
+def _raise_for_status(report: Report) -> None:
+    try:
+        report.raise_for_status()
+    except DataFailed as error:
+        if TOO_LONG not in {summary.id for summary in report.errors()}:
+            raise
+        hint = "--format truncation=drop leaves longer rows out; keep_start, keep_end, per_part and window cut them."
+        raise DataFailed(error.message, hint) from None
 
 
 def cache_folder() -> Path:

@@ -10,10 +10,14 @@ to TRL's default.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Final
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from datakit.errors import UsageError
 from trainglue.methods import Method
@@ -36,6 +40,7 @@ RENAMED: Final[Mapping[str, Renamed]] = {
     "max_seq_length": Renamed("max_length", "TRL 0.16"),
     "evaluation_strategy": Renamed("eval_strategy", "transformers 4.41"),
     "warmup_ratio": Renamed("warmup_steps", "transformers 5.0: a warmup_steps below 1 is a share of all steps"),
+    "epochs": Renamed("num_train_epochs", "TRL, always"),
     "num_epochs": Renamed("num_train_epochs", "TRL, always"),
     "lr": Renamed("learning_rate", "TRL, always"),
     "batch_size": Renamed("per_device_train_batch_size", "TRL, always"),
@@ -70,6 +75,7 @@ DECIDED: Final[Mapping[str, str]] = {
     "fp16": "give precision fp16",
     "peft_config": "give lora: a rank, fields of LoraConfig, or such a config",
     "quantization_config": "give precision qlora",
+    "reward_funcs": "give reward, a function or several: --reward NAME",
 }
 """Options that trainglue decides, since the rows are tokenised and fitted already, to what to write instead."""
 
@@ -122,6 +128,29 @@ LEARNING_RATES: Final[Mapping[str, float]] = {
     "grpo": 1e-6,
 }
 """For full fine-tuning; with LoRA ten times that."""
+
+LEAST: Final[Mapping[str, int]] = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "seed": 0,
+    "dataloader_num_workers": 0,
+}
+"""The least value of options that a trainer would take below it, and then fail or train nothing."""
+
+WORDS: Final[Mapping[Any, str]] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a table",
+    NoneType: "none",
+}
+"""Types of fields, for a person."""
 
 HOLD_OUT: Final = 0.1
 """The share of rows that is evaluated on and not trained on, where no evaluation data is named."""
@@ -181,19 +210,81 @@ def settings(
         The arguments, and a sentence for each option that was taken under another name.
 
     Raises:
-        UsageError: an option is unknown, with the nearest name and where it went.
+        UsageError: as `checked`.
+    """
+    taken, notes = checked(config_class, method, given)
+    return _stock_defaults(config_class) | translated(config_class, defaults) | taken, notes
+
+
+def checked(config_class: type[Any], method: Method, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What the user wrote, as the config takes it, and a sentence for each option taken under another name.
+
+    Raises:
+        UsageError: an option is unknown, with the nearest name and where it went; or its value is not of its type.
     """
     names = _accepted(config_class)
-    made = _stock_defaults(config_class) | _translated(defaults, names)
+    types = get_type_hints(config_class)
+    made: dict[str, Any] = {}
     notes: list[str] = []
     for name, value in given.items():
         found, changed = _current(name, value, names)
         if found not in names or name in DECIDED:
             raise _unknown(name, method, names)
+        made[found] = _typed(name, changed, types[found], LEAST.get(found))
         if found != name:
-            notes.append(f"{name} is taken as {found} = {changed!r}")
-        made[found] = changed
+            notes.append(f"{name} is taken as {found} = {made[found]!r}")
     return made, notes
+
+
+def _typed(name: str, value: Any, annotation: Any, least: int | None) -> Any:
+    """A value as the type of its field has it: text is read as a number where the field is one, and the reverse."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    made = _as_kind(value, kinds)
+    if any(_is(made, kind) for kind in kinds) and (least is None or made is None or made >= least):
+        return made
+    allowed = " or ".join(dict.fromkeys(_told(kind) for kind in kinds)) + (f", {least} or more" * (least is not None))
+    flag = f"--{name.replace('_', '-')}"
+    given = f"{flag} has no value, or true" if value is True else f"{flag} {value!r}"
+    raise UsageError(given, f"Allowed: {allowed}.")
+
+
+def _as_kind(value: Any, kinds: tuple[Any, ...]) -> Any:
+    number = {int, float}.intersection(kinds)
+    if isinstance(value, str) and number and str not in kinds:
+        try:
+            value = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            return value
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)  # 1e3
+    if isinstance(value, int | float) and not isinstance(value, bool) and str in kinds and not number:
+        return str(value)  # a name such as 7, which the command line reads as a number
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value may stand in a field of one type; TRL takes one text for a list of them."""
+    plain = get_origin(kind) or kind
+    if plain is Literal:
+        return value in get_args(kind)
+    if plain is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if plain is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    if plain is list:
+        return isinstance(value, list | tuple) or (isinstance(value, str) and kind == list[str])
+    if plain is str:
+        return isinstance(value, str | os.PathLike)
+    if plain is dict:  # or an object of a library that holds the same
+        return isinstance(value, Mapping) or not isinstance(value, NoneType | Real | str | list | tuple)
+    return plain is Any or not isinstance(plain, type) or isinstance(value, plain)
+
+
+def _told(kind: Any) -> str:
+    plain = get_origin(kind) or kind
+    if plain is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return WORDS.get(plain) or str(getattr(plain, "__name__", plain))
 
 
 def _accepted(config_class: type[Any]) -> set[str]:
@@ -211,8 +302,9 @@ def _stock_defaults(config_class: type[Any]) -> dict[str, Any]:
     }
 
 
-def _translated(defaults: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+def translated(config_class: type[Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults under the names of the installed version; those that it does not have are not needed."""
+    names = _accepted(config_class)
     pairs = (_current(name, value, names) for name, value in defaults.items())
     return {name: value for name, value in pairs if name in names}
 

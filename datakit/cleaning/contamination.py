@@ -1,8 +1,10 @@
 """`decontaminate`: rows that hold a text of an evaluation go to the rejects, with the words that both share.
 
 A text of an evaluation is found by its runs of words, 13 by default. Texts too short for that are found where a whole
-message or column is the same. Both are compared in the normal form of `words`. What many rows of an evaluation share,
-such as an instruction before every question, tells nothing and is not looked for.
+message or column is the same. A run lies inside one text of a row: one content, one thought, one argument of a call. Of
+an evaluation the texts of a row are joined, since the parts of a question may stand in one message. All is compared in
+the normal form of `words`. What many rows of an evaluation share, such as an instruction before every question, tells
+nothing and is not looked for.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from datakit.cleaning.evaluation import Evaluation, evaluations
-from datakit.cleaning.rows import Rows, Verdict, deal, empty_splits, told
+from datakit.cleaning.evaluation import HEADER, Evaluation, evaluations
+from datakit.cleaning.rows import Rows, Verdict, at_least, deal, empty_splits, text_of, told
 from datakit.cleaning.texts import need_texts, segments, strings
 from datakit.cleaning.words import Hashes, Offsets, Words, runs, words
 from datakit.errors import UsageError
@@ -29,6 +31,7 @@ from datakit.reading.limits import SHARD_SIZE
 from datakit.report import Report
 from datakit.rewrite import Work, write
 from datakit.run import Progress
+from datakit.terminal import plural
 
 SHORTEST: Final = 5
 """Words that a short text needs to tell anything; `Paris` and `None of the above` do not."""
@@ -71,14 +74,20 @@ def decontaminate(
         UsageError: the call is wrong, the rows are token ids, or an output of another plan exists.
         NoManifest, UnreadableInput, NotWritten, Locked: as in `convert`.
     """
-    if ngram < SHORTEST:
-        raise UsageError(f"--ngram {ngram}", f"{SHORTEST} words or more; fewer are shared by chance. 13 is customary.")
+    at_least("--ngram", ngram, SHORTEST, f"{SHORTEST} words or more; fewer are shared by chance. 13 is customary.")
     least = _share(min_overlap)
     rows = Rows.open(inputs, "decontaminate")
     need_texts(rows.layout, "decontaminate")
     names = [against] if isinstance(against, str | os.PathLike) else against
     files = evaluations([os.fspath(name) for name in names])
     wanted = _Wanted.of(files, ngram)
+    if wanted.is_empty:
+        texts, short = (sum(own[name] for own in wanted.facts.values()) for name in ("texts", "too short"))
+        raise UsageError(
+            f"--against {' '.join(file.path for file in files)}: nothing to look for; "
+            f"{plural(texts, 'text')}, {short:,} of them under {SHORTEST} words",
+            f"Name files with texts of {SHORTEST} words or more that are not shared by {COMMON} rows.",
+        )
     work = Work(
         command="decontaminate",
         request={
@@ -117,10 +126,13 @@ def decontaminate(
     return report
 
 
+_OVERLAP: Final = "A share of the evaluation's text with its unit, such as 50%."
+
+
 def _share(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text_of("--min-overlap", text, _OVERLAP))
     if not match or float(match[1]) > 100:
-        raise UsageError(f'--min-overlap "{text}"', "A share of the evaluation's text with its unit, such as 50%.")
+        raise UsageError(f'--min-overlap "{text}"', _OVERLAP)
     return float(match[1]) / 100
 
 
@@ -132,7 +144,7 @@ class _Wanted:
         ngram: words per run.
         runs: all runs of words of all evaluation rows, sorted.
         docs: the evaluation row that each is of.
-        sizes: distinct runs of every evaluation row.
+        sizes: distinct runs of every evaluation row: those inside one of its texts, or all where no text has one.
         short: short texts, as one number each, sorted.
         short_docs: the evaluation row that each is of.
         places: file and line of every evaluation row.
@@ -148,6 +160,10 @@ class _Wanted:
     places: list[tuple[str, int, bool]]
     facts: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.runs) and not len(self.short)
+
     @classmethod
     def of(cls, files: Sequence[Evaluation], ngram: int) -> _Wanted:
         """Read evaluation files.
@@ -156,6 +172,7 @@ class _Wanted:
             UnreadableInput: one cannot be read.
         """
         found: list[tuple[Hashes, npt.NDArray[np.int32]]] = []
+        insides: list[tuple[Hashes, npt.NDArray[np.int32]]] = []
         shorts: list[tuple[Hashes, npt.NDArray[np.int32]]] = []
         places: list[tuple[str, int, bool]] = []
         facts: dict[str, dict[str, int]] = {}
@@ -169,6 +186,8 @@ class _Wanted:
                 own = np.array(docs, np.int32)
                 taken = words(texts)
                 found.append(_runs_of(taken, own, ngram))
+                inside = runs(taken.hashes, taken.offsets, ngram)
+                insides.append((inside.values, np.repeat(own, np.diff(inside.offsets))))
                 short, too_short = _short_of(taken, own, ngram)
                 shorts.append(short)
                 count["texts"] += len(texts)
@@ -181,8 +200,8 @@ class _Wanted:
                 texts += own
                 docs += [len(places)] * len(own)
                 places.append((file.path, number, by_line))
-                count["rows"] += 1
-                if count["rows"] % TOGETHER == 0:
+                count["rows"] += number != HEADER
+                if len(places) % TOGETHER == 0:
                     take()
             take()
             facts[file.path] = count
@@ -192,6 +211,8 @@ class _Wanted:
             facts[file.path]["runs of words"] = 0
         for doc, size in enumerate(sizes.tolist()):
             facts[places[doc][0]]["runs of words"] += size
+        inside = _own(insides, len(places))[2]
+        sizes = np.where(inside > 0, inside, sizes)
         return cls(ngram, values, docs_of, sizes, short, short_docs, places, facts)
 
     def hits(self, own: Words, rows: Offsets, least: float) -> dict[int, tuple[int, str]]:
@@ -203,10 +224,10 @@ class _Wanted:
             least: the share of an evaluation row's runs that has to be there.
         """
         found: dict[int, tuple[int, str]] = {}
-        bounds = own.offsets[rows]
-        made = runs(own.hashes, bounds, self.ngram)
+        made = runs(own.hashes, own.offsets, self.ngram)
         there = np.flatnonzero(_among(made.values, self.runs))
-        of_row = np.searchsorted(made.offsets, there, side="right") - 1
+        of_text = np.searchsorted(made.offsets, there, side="right") - 1
+        of_row = np.searchsorted(rows, of_text, side="right") - 1
         for row in np.unique(of_row).tolist():
             shared = self._shared(own, made.values, made.starts, there[of_row == row], least)
             if shared is not None:
@@ -241,6 +262,8 @@ class _Wanted:
 
     def _place(self, doc: int) -> str:
         path, number, by_line = self.places[doc]
+        if number == HEADER:
+            return f"the first line of {path}"
         return f"{path}:{number}" if by_line else told(path, number)
 
 

@@ -22,7 +22,7 @@ import orjson
 import pyarrow as pa
 
 from datakit.cleaning import keys
-from datakit.cleaning.rows import TRAIN, Places, Rows, Verdict, deal, empty_splits
+from datakit.cleaning.rows import TRAIN, Places, Rows, Verdict, at_least, deal, empty_splits, text_of
 from datakit.cleaning.texts import need_prompts, openings, says_prompt, segments, text_columns
 from datakit.cleaning.words import Hashes
 from datakit.errors import UsageError
@@ -70,7 +70,7 @@ def split(
         output: the folder of the new shards; whole or absent.
         test, validation: shares such as "5%".
         group_by: what stays together: prompt, conversation, source, pair_id, a column, or a key inside dk_meta
-            (a.b for one inside another). By default prompt, and for formatted shards conversation.
+            (a.b for one inside another; dk_meta.a is a). By default prompt, and for formatted shards conversation.
         stratify: source, a column or a key inside dk_meta by whose values the shares are reported and judged.
         seed: another one gives another assignment.
         severity, fail_on, shard_size, overwrite, progress: as in `convert`.
@@ -83,6 +83,10 @@ def split(
         NoManifest, UnreadableInput, NotWritten, Locked: as in `convert`.
     """
     shares = _shares(test, validation)
+    for option, value in (("--group-by", group_by), ("--stratify", stratify)):
+        if value is not None:
+            text_of(option, value, "The name of a column, or of a key inside dk_meta.")
+    at_least("--seed", seed, -(2**63), "A whole number.")
     rows = Rows.open(inputs, "split")
     taken = [name for name in shares if name in rows.splits]
     if taken:
@@ -125,6 +129,7 @@ def _shares(test: str | None, validation: str | None) -> dict[str, Decimal]:
     for name, text in zip(HELD_OUT, (test, validation), strict=True):
         if text is None:
             continue
+        text_of(f"--{name}", text, 'Write a share with its unit, such as "5%".')
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
         if re.fullmatch(r"\s*\d+\s*rows?\s*", text):
             raise UsageError(
@@ -250,6 +255,7 @@ def _values(rows: Rows, name: str, option: str) -> tuple[Values, list[str]]:
     if column in names:
         shown = _file_name if column == SOURCE else told
         return lambda table: [shown(value) for value in table.column(column).to_pylist()], [column]
+    name = name.removeprefix(f"{META}.")
     if META not in names:
         raise UsageError(f"{option} {name}: no such column", _there(rows))
     return lambda table: [told(_inside(cell, name)) for cell in table.column(META).to_pylist()], [META]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from datakit.cleaning import keys
 from datakit.cleaning.minhash import PERMUTATIONS, bands, near_duplicates
-from datakit.cleaning.rows import TRAIN, Places, Rows, Verdict, deal, empty_splits, split_of
+from datakit.cleaning.rows import TRAIN, Places, Rows, Verdict, at_least, deal, empty_splits, split_of
 from datakit.cleaning.texts import need_prompts, need_texts, prompts, text_columns
 from datakit.errors import UsageError
 from datakit.plan import FailOn, parse_size
@@ -28,6 +28,9 @@ By = Literal["row", "prompt", "near"]
 ANSWERS: Final = frozenset({"preference", "kto", "ranked", "stepwise"})
 """Kinds that have several answers to one prompt on purpose."""
 
+THRESHOLD: Final = 0.8
+NGRAM: Final = 3
+
 
 def dedup(
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -35,8 +38,8 @@ def dedup(
     *,
     by: By = "row",
     any_answer: bool = False,
-    threshold: float = 0.8,
-    ngram: int = 3,
+    threshold: float | None = None,
+    ngram: int | None = None,
     severity: Mapping[str, str] | None = None,
     fail_on: FailOn = "error",
     shard_size: str | int = SHARD_SIZE,
@@ -51,8 +54,8 @@ def dedup(
         by: row: what trainers read is the same, byte by byte. prompt: what is asked is the same; for preference, KTO,
             ranked and stepwise rows the answers too. near: texts are nearly the same; see `cleaning.minhash`.
         any_answer: with prompt, rows of those kinds are the same whatever their answers.
-        threshold: with near, the Jaccard similarity from which two rows are the same, above 0 to 1.
-        ngram: with near, words per run.
+        threshold: with near, the Jaccard similarity from which two rows are the same, above 0 to 1; 0.8 by default.
+        ngram: with near, words per run; 3 by default.
         severity, fail_on, shard_size, overwrite, progress: as in `convert`.
 
     Returns:
@@ -62,12 +65,7 @@ def dedup(
         UsageError: the call is wrong, the rows cannot be compared so, or an output of another plan exists.
         NoManifest, UnreadableInput, NotWritten, Locked: as in `convert`.
     """
-    if not 0 < threshold <= 1:
-        raise UsageError(f"--threshold {threshold}", "Above 0, to 1. 0.8 is customary.")
-    if ngram < 1:
-        raise UsageError(f"--ngram {ngram}", "One word or more.")
-    if any_answer and by != "prompt":
-        raise UsageError("--any-answer without --by prompt", "Leave it out, or add --by prompt.")
+    threshold, ngram = _settled(by, any_answer, threshold, ngram)
     rows = Rows.open(inputs, "dedup")
     splits = rows.splits
     rows = replace(rows, sources=sorted(rows.sources, key=lambda source: split_of(source) == TRAIN))
@@ -99,6 +97,25 @@ def dedup(
     return write(
         work, pieces(), output, overwrite=overwrite, finish=lambda tally: empty_splits(tally, splits), progress=progress
     )
+
+
+def _settled(by: str, any_answer: bool, threshold: float | None, ngram: int | None) -> tuple[float, int]:
+    """How near rows have to be.
+
+    Raises:
+        UsageError: an unknown word, a number that is none, or an option that goes with another `by`.
+    """
+    if by not in get_args(By):
+        raise UsageError(f"--by {by}", f"One of {', '.join(get_args(By))}.")
+    if any_answer and by != "prompt":
+        raise UsageError("--any-answer without --by prompt", "Leave it out, or add --by prompt.")
+    for name, value in (("--threshold", threshold), ("--ngram", ngram)):
+        if value is not None and by != "near":
+            raise UsageError(f"{name} without --by near", "Leave it out, or add --by near.")
+    threshold, ngram = THRESHOLD if threshold is None else threshold, NGRAM if ngram is None else ngram
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+        raise UsageError(f"--threshold {threshold!r}", "A number above 0, to 1. 0.8 is customary.")
+    return threshold, at_least("--ngram", ngram, 1, "Words per run, one or more.")
 
 
 class _Repeats:

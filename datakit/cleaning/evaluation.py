@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import orjson
 from datakit.easydata.files import elements, lines, records
 from datakit.errors import UnreadableInput, UsageError
 from datakit.output import manifest as manifests
+from datakit.reading.blocks import text_lines, without_bom
 from datakit.reading.columnar import layout_of, read_rows
 from datakit.reading.decode import File
 from datakit.reading.sample import refine
@@ -21,6 +23,9 @@ from datakit.shards import Shards
 
 TEXT: Final = (".txt", ".text", ".md")
 """Files whose every line is a row."""
+
+HEADER: Final = 0
+"""The number of the first line of CSV, which is a row where a file has no header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class Evaluation:
         return not is_unit(self.path) and _source(self.path).how == "jsonl"
 
     def rows(self) -> Iterator[tuple[int, Any]]:
-        """(line or row number from 1, the row).
+        """(line or row number from 1, the row); of CSV also (HEADER, the cells of the first line).
 
         Raises:
             UnreadableInput: a line does not parse, or the file is damaged.
@@ -103,6 +108,15 @@ def _decoded(source: Source) -> Iterator[tuple[int, Any]]:
         found = records(chunks, source.path, source.delimiter)
     for number, data in found:
         yield number, _parsed(data, source.path, number)
+    if source.how in ("csv", "tsv"):
+        yield HEADER, _header(source)  # last, when the file is known to be sound
+
+
+def _header(source: Source) -> list[str]:
+    """The cells of the first line."""
+    _, chunks = without_bom(source.file().decoded())
+    cells = next(csv.reader(text_lines(chunks), delimiter=source.delimiter, strict=True), [])
+    return [cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for cell in cells]
 
 
 def _parsed(data: bytes, path: str, number: int) -> Any:

@@ -168,6 +168,28 @@ def told(source: str | None, row: int | None) -> str:
     return place({"source": source, "row": row, "path": ""}) or f"row {row}"
 
 
+def at_least(option: str, value: Any, least: int, hint: str) -> int:
+    """A whole number that was given as an option.
+
+    Raises:
+        UsageError: it is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{option} {value!r}", hint)
+    return value
+
+
+def text_of(option: str, value: Any, hint: str) -> str:
+    """A text that was given as an option.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    if not isinstance(value, str):
+        raise UsageError(f"{option} {value!r}: a {type(value).__name__}", hint)
+    return value
+
+
 class Verdict(NamedTuple):
     """What becomes of the rows of a table.
 

@@ -31,7 +31,7 @@ _last = options_of(severity_option, fail_on_option, _shard_size, _overwrite, as_
 @_output
 @click.option("--test", metavar="SHARE", help="The share that goes to test, such as 5%.")
 @click.option("--validation", metavar="SHARE", help="The share that goes to validation, such as 5%.")
-@click.option("--group-by", metavar="NAME", help="What stays together: prompt (default), conversation (default of formatted shards), source, pair_id, a column, or a key inside dk_meta such as gamefile.")  # fmt: skip
+@click.option("--group-by", metavar="NAME", help="What stays together: prompt (default), conversation (default of formatted shards), source, pair_id, a column, or a key inside dk_meta such as gamefile (or dk_meta.gamefile).")  # fmt: skip
 @click.option("--stratify", metavar="NAME", help="Report and judge the shares by the values of this: source, a column, or a key inside dk_meta.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Another one gives another assignment.")  # fmt: skip
 @_last
@@ -55,8 +55,8 @@ def split(as_json: bool, **options: Any) -> None:
 @_output
 @click.option("--by", type=click.Choice(["row", "prompt", "near"]), default="row", show_default=True, help="row: what trainers read is the same. prompt: what is asked is the same. near: the texts are nearly the same.")  # fmt: skip
 @click.option("--any-answer", is_flag=True, help="With --by prompt: preference, KTO, ranked and stepwise rows with one prompt are the same whatever their answers.")  # fmt: skip
-@click.option("--threshold", type=float, default=0.8, show_default=True, metavar="X", help="With --by near: the Jaccard similarity from which two rows are the same.")  # fmt: skip
-@click.option("--ngram", type=int, default=3, show_default=True, metavar="N", help="With --by near: words per run.")
+@click.option("--threshold", type=float, metavar="X", help="With --by near: the Jaccard similarity from which two rows are the same. Default: 0.8.")  # fmt: skip
+@click.option("--ngram", type=int, metavar="N", help="With --by near: words per run. Default: 3.")
 @_last
 def dedup(as_json: bool, **options: Any) -> None:
     """Leave out rows that repeat an earlier one.

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import datakit
-from datakit.commands.group import EPILOG, as_json_option, done, inputs_argument, main, progress_of, workers_option
+from datakit.commands.group import (
+    EPILOG,
+    as_json_option,
+    done,
+    fail_on_option,
+    inputs_argument,
+    main,
+    progress_of,
+    severity_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from datakit.report import Report
@@ -33,13 +43,15 @@ def _weights(context: click.Context, option: click.Parameter, value: str | None)
 @click.option("--block-size", type=click.IntRange(1), metavar="N", help="Rows of a block, each of which holds the weights. Default: 1000.")  # fmt: skip
 @click.option("--order", metavar="ORDER", help="Rows of a source as they lie (source, default), shuffled within N rows (window:N), or all (shuffle).")  # fmt: skip
 @click.option("--plan-only", is_flag=True, help="Show the plan and write nothing.")
+@severity_option
+@fail_on_option
 @workers_option
 @click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")
 @as_json_option
 def mix(as_json: bool, **options: Any) -> None:
     """Mix sources by weight, in blocks that hold the weights exactly.
 
-    INPUT is a recipe, or the sources themselves: shard folders, files, hf:NAME. The plan is shown before anything is
+    INPUT is a recipe, or the sources themselves: shard folders or a glob over them, files, hf:NAME. The plan is shown before anything is
     written; options replace what the recipe says.
 
     \b

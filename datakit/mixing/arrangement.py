@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from datakit.errors import UsageError
-from datakit.mixing.apportion import ByRows, ByTokens, Lengths, Shares, exact, positive, rounded
+from datakit.mixing.apportion import SCALE, ByRows, ByTokens, Lengths, Shares, exact, positive, rounded
 from datakit.mixing.order import BLOCK, Longs, permutation
 from datakit.mixing.recipe import Recipe
 from datakit.terminal import plural
@@ -64,6 +64,17 @@ class Arrangement:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def places(self) -> list[float]:
+        """Where each block begins on the axis of the schedule."""
+        schedule, begins = self.recipe.schedule, self.starts[:-1]
+        if schedule is None or schedule.axis == "rows":
+            return [float(row) for row in begins]
+        if schedule.axis == "steps":
+            return [float(row) / schedule.rows_per_step for row in begins]
+        sums = [[s.lengths.tokens(int(n)) for n in self.taken[:-1, i]] for i, s in enumerate(self.sizes) if s.lengths]
+        return [float(sum(tokens)) for tokens in zip(*sums, strict=True)]
 
     @property
     def rows(self) -> list[int]:
@@ -309,7 +320,12 @@ def _weights(recipe: Recipe, sizes: Sequence[Size]) -> tuple[Shares, int | None]
     if recipe.temperature is not None:
         logs = [math.log(_units(recipe, size)) / recipe.temperature for size in sizes]
         weights = [math.exp(value - max(logs)) for value in logs]
-        positive(recipe.names, weights)
+        for name, weight in zip(recipe.names, weights, strict=True):
+            if not weight >= sum(weights) / SCALE:
+                raise UsageError(
+                    f"temperature = {recipe.temperature:g} leaves {name!r} less than 1e-12 of the whole",
+                    "Take a higher temperature (1 is proportional to size), or weights.",
+                )
         return rounded(weights), total
     budgets = [source.rows if recipe.weigh_by == "rows" else source.tokens for source in recipe.sources]
     weights = [source.weight or 1.0 for source, budget in zip(recipe.sources, budgets, strict=True) if budget is None]

@@ -13,6 +13,7 @@ import ast
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Self
 
 import numpy as np
@@ -62,6 +63,25 @@ class Filter:
         _check(tree, place)
         return cls(text, tree, tuple(dict.fromkeys(path[0] for path in _names(tree))))
 
+    def check(self, schema: pa.Schema, place: str = "filter") -> None:
+        """Refuse what no row of these columns can meet, and what every row does.
+
+        Raises:
+            UsageError: a column alone that is not of booleans, or a comparison of texts with numbers.
+        """
+        for node in _conditions(self.tree):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                for one, other in pairwise(_kinds(side, schema) for side in sides):
+                    if one and other and not one & other:
+                        words = f"a {' or '.join(sorted(one))} with a {' or '.join(sorted(other))}"
+                        raise UsageError(f"{place}: {ast.unparse(node)!r} compares {words}", HINT)
+                order = any(isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops)
+                if order and any(isinstance(side, ast.Constant) and side.value is None for side in sides):
+                    raise UsageError(f"{place}: {ast.unparse(node)!r} never holds", "Write: name == None.")
+            elif isinstance(node, ast.Name) and _kinds(node, schema) != {"boolean", "number"}:
+                raise UsageError(f"{place}: {node.id!r} alone is no condition", f"Compare it with a value. {HINT}")
+
     def holds(self, table: pa.Table) -> NDArray[np.bool_]:
         """For which rows of a table it holds; JSON columns as strings or parsed objects."""
         columns = {name: table.column(name).to_pylist() for name in self.columns}
@@ -107,6 +127,40 @@ def _check(node: ast.expr, place: str) -> None:
                 raise UsageError(f"{place}: {ast.unparse(node)!r}: `in` takes a list of values", HINT)
     elif not _path(node):
         raise UsageError(f"{place}: {ast.unparse(node)!r} is no condition", HINT)
+
+
+def _conditions(tree: ast.expr) -> Iterator[ast.expr]:
+    """The comparisons and single names of a condition."""
+    parts = tree.values if isinstance(tree, ast.BoolOp) else [tree.operand] if isinstance(tree, ast.UnaryOp) else []
+    for part in parts:
+        yield from _conditions(part)
+    if not parts:
+        yield tree
+
+
+def _kinds(node: ast.expr, schema: pa.Schema) -> set[str]:
+    """What a side of a comparison may be, as words; none where anything may come, as inside JSON."""
+    if isinstance(node, ast.Name):
+        type_ = schema.field(node.id).type
+        if pa.types.is_boolean(type_):
+            return {"boolean", "number"}  # True == 1
+        if pa.types.is_integer(type_) or pa.types.is_floating(type_):
+            return {"number"}
+        return {"text"} if pa.types.is_string(type_) or isinstance(type_, pa.JsonType) else set()
+    if not _constant(node):
+        return set()
+    value = ast.literal_eval(node)
+    words = [_WORDS[type(item)] for item in (value if isinstance(value, list | tuple) else [value])]
+    return set() if None in words else {word for word in words if word}
+
+
+_WORDS: Final[Mapping[type, str | None]] = {
+    str: "text",
+    int: "number",
+    float: "number",
+    bool: "number",
+    type(None): None,
+}
 
 
 def _names(tree: ast.expr) -> Iterator[tuple[str, ...]]:

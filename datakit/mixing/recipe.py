@@ -13,12 +13,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from glob import glob
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from datakit.errors import UnreadableInput, UsageError
 from datakit.mixing.filters import Filter
-from datakit.mixing.schedule import AXES, INTERPOLATIONS, WeightSchedulePoint, WeightScheduler
+from datakit.mixing.schedule import AXES, INTERPOLATIONS, WeightSchedulePoint, WeightScheduler, is_number
+from datakit.output import manifest as manifests
 
 Type = Literal["text", "count", "natural", "positive", "table", "tables", "weights"]
 Unit = Literal["rows", "tokens"]
@@ -168,7 +171,8 @@ def read(words: Words, weights: Sequence[float] | None = None, **options: Any) -
 def _body(words: Words) -> tuple[str, dict[str, Any]]:
     if isinstance(words, Mapping):
         return "the recipe", dict(words)
-    names = [os.fspath(words)] if isinstance(words, str | os.PathLike) else [os.fspath(word) for word in words]
+    given = [os.fspath(words)] if isinstance(words, str | os.PathLike) else [os.fspath(word) for word in words]
+    names = [name for word in given for name in _folders(word)]
     if not names:
         raise UsageError("no recipe and no sources", "datakit mix mix.toml -o mixed/")
     tomls = [name for name in names if name.endswith(".toml")]
@@ -184,6 +188,12 @@ def _body(words: Words) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"{tomls[0]}: {error}", "See https://toml.io.") from None
 
 
+def _folders(word: str) -> list[str]:
+    """The shard folders that a glob matches, each a source; a glob over files stays one source."""
+    found = [] if Path(word).exists() else sorted(glob(word))  # noqa: PTH207
+    return found if found and all((Path(name) / manifests.NAME).is_file() for name in found) else [word]
+
+
 def _name(path: str, paths: Sequence[str]) -> str:
     """What a source without a name is called: the last part of its path, or all of it where two would be alike."""
     alike = [other for other in paths if Path(other).name == Path(path).name]
@@ -192,7 +202,9 @@ def _name(path: str, paths: Sequence[str]) -> str:
     return Path(path).name if len(alike) == 1 and Path(path).name else path
 
 
-def _weighed(sources: Any, weights: Sequence[float]) -> dict[str, Any]:
+def _weighed(sources: Any, weights: Any) -> dict[str, Any]:
+    if not isinstance(weights, Sequence) or isinstance(weights, str) or not all(map(is_number, weights)):
+        raise UsageError(f"weights = {weights!r}", "A list of numbers, one for each source, in order: [0.7, 0.3].")
     if not isinstance(sources, Mapping) or len(weights) != len(sources):
         count = len(sources) if isinstance(sources, Mapping) else 0
         raise UsageError(f"{len(weights)} weights for {count} sources", "Give one weight for each source, in order.")
@@ -254,9 +266,16 @@ def _schedule(entry: Mapping[str, Any], names: Sequence[str], place: str) -> Sch
         if total <= 0:
             raise UsageError(f"{where}: all weights are 0", "One of them has to be positive.")
         points.append(WeightSchedulePoint(own["at"], {name: weight / total for name, weight in weights.items()}))
+    for before, after in pairwise(points):
+        if after.step < before.step:
+            raise UsageError(
+                f"{place}: at = {after.step} behind at = {before.step}", "Write the points in their order."
+            )
     axis = values.get("axis", "rows")
-    if (axis == "steps") != ("rows_per_step" in values):
-        raise UsageError(f"{place}: axis = {axis!r}", 'rows_per_step belongs to axis = "steps".')
+    if axis == "steps" and "rows_per_step" not in values:
+        raise UsageError(f'{place}: axis = "steps" without rows_per_step', "Rows of an optimizer step on all devices.")
+    if axis != "steps" and "rows_per_step" in values:
+        raise UsageError(f"{place}: rows_per_step with axis = {axis!r}", 'It belongs to axis = "steps".')
     try:
         scheduler = WeightScheduler(points, values.get("interpolation", "step"))
     except UsageError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,7 +35,7 @@ class WeightSchedulePoint:
         if not isinstance(self.step, int) or isinstance(self.step, bool) or self.step < 0:
             raise UsageError(f"schedule point at {self.step!r}", "A whole number, not negative.")
         for name, weight in self.weights.items():
-            if not _is_number(weight) or weight < 0:
+            if not is_number(weight) or weight < 0:
                 where = f"schedule point at {self.step}"
                 raise UsageError(f"{where}: the weight of {name!r} is {weight!r}", "A number, not negative.")
         total = sum(self.weights.values())
@@ -43,7 +43,8 @@ class WeightSchedulePoint:
             raise UsageError(f"schedule point at {self.step}: Weights must sum to 1.0, got {total}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -84,6 +85,17 @@ class WeightScheduler:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.schedule[0].weights)
+
+    def unseen(self, steps: Sequence[float]) -> list[int]:
+        """The points whose weights have no part in those at the given places, which ascend."""
+        smooth = self.interpolation != "step"
+        ends = [-math.inf, *(point.step for point in self.schedule), math.inf]
+        found: list[int] = []
+        for number, (before, point, after) in enumerate(zip(ends, self.schedule, ends[2:], strict=False)):
+            since = before if smooth or not number else point.step
+            if (bisect_right if smooth else bisect_left)(steps, since) == bisect_left(steps, after):
+                found.append(point.step)
+        return found
 
     @property
     def last(self) -> int:

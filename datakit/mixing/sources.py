@@ -173,6 +173,8 @@ class Sources(Sequence[Source]):
                     f"the filter of {entry.name!r} reads {name!r}, which its rows do not have{guess}",
                     f"They have {', '.join(shards.schema.names)}.",
                 )
+        for filter in filters:
+            filter.check(shards.schema, f"the filter of {entry.name!r}")
         found = [np.empty(0, np.int64)]
         for start, table in shards.tables(columns):
             holds = np.logical_and.reduce([filter.holds(table) for filter in filters])
@@ -182,6 +184,8 @@ class Sources(Sequence[Source]):
     def _lengths(self, source: Source, folder: str) -> Longs | None:
         recipe, shards = self.recipe, source.shards
         if LENGTH in shards.schema.names:
+            if recipe.tokenizer:
+                self._counted_with(source, recipe.tokenizer)
             lengths = _column(shards, LENGTH)
         elif recipe.tokenizer:
             lengths = self._measured(source, folder, recipe.tokenizer)
@@ -193,6 +197,23 @@ class Sources(Sequence[Source]):
         else:
             return None
         return lengths if source.kept is None else lengths[source.kept]
+
+    @cached_property
+    def _tokenizer(self) -> str:
+        """The hash of the tokenizer of the recipe."""
+        from datakit.tokens.load import load
+
+        return load(self.recipe.tokenizer or "").sha256
+
+    def _counted_with(self, source: Source, tokenizer: str) -> None:
+        """Refuse a tokenizer that is not the one that dk_length was counted with."""
+        own = source.shards.manifest["plan"].get("prepared", {}).get("tokenizer") or {}
+        if own.get("sha256") != self._tokenizer:
+            raise UsageError(
+                f"--tokenizer {tokenizer}: dk_length of {source.entry.name!r} was counted with another one, "
+                f"{own.get('name', 'which is not known')}",
+                "Leave --tokenizer out, or format the source again with it.",
+            )
 
     def _measured(self, source: Source, folder: str, tokenizer: str) -> Longs:
         """The tokens of each row, rendered with the tokenizer's chat template as `datakit format` would."""
@@ -266,11 +287,18 @@ def _one_layout(sources: Sequence[Source]) -> Layout:
     first = next(iter(layouts.values()))
     if any(layout != first for layout in layouts.values()):
         told = ", ".join(f"{name} is {layout.name}" for name, layout in layouts.items())
-        raise UsageError(
-            f"the sources are of different kinds or forms: {told}",
-            f'Say what all of them become, where that is possible without loss: to = "{first.name}" in the recipe.',
-        )
+        raise UsageError(f"the sources are of different kinds or forms: {told}", _other_layout(sources, first))
     return first
+
+
+def _other_layout(sources: Sequence[Source], first: Layout) -> str:
+    """What to do about sources of different kinds or forms."""
+    plain = [source for source in sources if source.shards.layout.kind != "tokenized"]
+    if not plain:
+        return "Rows that were formatted for two methods cannot be mixed; mix what they were formatted from."
+    if len(plain) < len(sources):
+        return f"Format {plain[0].entry.path} first, with the tokenizer, template and method of the others."
+    return f'Say what all of them become, where that is possible without loss: to = "{first.name}" in the recipe.'
 
 
 def _one_preparation(sources: Sequence[Source]) -> dict[str, Any]:
@@ -279,15 +307,16 @@ def _one_preparation(sources: Sequence[Source]) -> dict[str, Any]:
     keys = [_prepared_with(own) for own in made]
     for source, key in zip(sources, keys, strict=True):
         if key != keys[0]:
-            what = "only one of them is formatted"
+            what, hint = (
+                "only one of them is formatted",
+                "Format the other one in the same way, or mix what was formatted.",
+            )
             if key and keys[0]:
+                hint = "Format them again with one tokenizer, template and method; token ids of two do not go together."
                 what = "made with " + " and ".join(
                     f"another {name}" for name, a, b in zip(_MADE_WITH, keys[0], key, strict=True) if a != b
                 )
-            raise UsageError(
-                f"{sources[0].entry.path} and {source.entry.path}: {what}",
-                "Format them again with one tokenizer, template and method; token ids of two do not go together.",
-            )
+            raise UsageError(f"{sources[0].entry.path} and {source.entry.path}: {what}", hint)
     return {name: value for name, value in made[0].items() if name in _CARRIED} if keys[0] else {}
 
 

@@ -160,9 +160,10 @@ class Stream(Iterator[dict[str, Any]]):
         Raises:
             UsageError: it is no state, or that of another plan.
         """
-        position = state.get("position")
-        if state.get("datakit_stream") != VERSION or not isinstance(position, int) or not 0 <= position <= self.rows:
-            raise UsageError(f"not a state of this stream: {dict(state)}", "Keep what state_dict() returned.")
+        known = isinstance(state, Mapping) and state.get("datakit_stream") == VERSION
+        position = state.get("position") if known else None
+        if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position <= self.rows:
+            raise UsageError(f"not a state of this stream: {state!r}", "Keep what state_dict() returned.")
         if state.get("plan") != self.identity:
             raise UsageError(
                 "the state is that of another plan: the recipe, the seed or the rows of a source have changed",

@@ -7,7 +7,7 @@ follow from the recipe and the sources alone. Reading and arranging the next pie
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
@@ -22,8 +22,9 @@ from datakit.mixing.arrangement import Arrangement, arrange
 from datakit.mixing.gather import Gatherer
 from datakit.mixing.recipe import Recipe, Words
 from datakit.mixing.sources import Source, Sources
+from datakit.plan import FailOn
 from datakit.reading.limits import BLOCK
-from datakit.report import Report, failing, summarise
+from datakit.report import FAIL_ON, Report, failing, summarise
 from datakit.rewrite import Piece, Work, write
 from datakit.run import Progress
 from datakit.tally import Tally
@@ -47,6 +48,8 @@ def mix(
     block_size: int | None = None,
     order: str | None = None,
     plan_only: bool = False,
+    severity: Mapping[str, str] | None = None,
+    fail_on: FailOn = "error",
     workers: int | None = None,
     overwrite: bool = False,
     planned: Callable[[Report], None] | None = None,
@@ -67,7 +70,8 @@ def mix(
             or tokens), all_exhausted_restart, or repeat:N.
         block_size: rows of a block, each of which holds the weights; 1000 by default.
         order: source (default), window:N or shuffle.
-        plan_only: return the plan and write nothing.
+        plan_only: return the plan and write nothing; the plan fails where the mix would.
+        severity, fail_on: as in `convert`; they decide about the plan too.
         workers: processes that convert and measure sources on the way. The output is the same for any number.
         overwrite: replace an output of other work.
         planned: called with the plan before anything is written.
@@ -93,16 +97,19 @@ def mix(
         block_size=block_size,
         order=order,
     )
+    checks.severities(severity)
+    if fail_on not in FAIL_ON:
+        raise UsageError(f"--fail-on {fail_on}", f"One of {', '.join(FAIL_ON)}.")
     if not plan_only and not os.fspath(output):
         raise UsageError("no output", "Name a folder with -o, or look at the plan with --plan-only.")
     with Sources(read, workers) as sources:
         plan = arrange(read, [source.size for source in sources])
-        report = _plan_report(plan, sources)
+        report = _plan_report(plan, sources, severity, fail_on)
         if planned is not None:
             planned(report)
         if plan_only or report.exit_code:
             return report
-        work = _work(plan, sources)
+        work = _work(plan, sources, severity, fail_on)
 
         def finish(tally: Tally) -> Sequence[SetFinding]:
             _counted(plan, tally)
@@ -181,11 +188,15 @@ def seen(plan: Arrangement) -> list[SetFinding]:
         if count < size.rows:
             unused = f"{size.rows - count:,} of {plural(size.rows, 'row')} are not used"
             found.append(SetFinding("DK823", f"{size.name}: {unused}"))
+    if plan.recipe.schedule is not None:
+        axis, unseen = plan.recipe.schedule.axis, plan.recipe.schedule.scheduler.unseen(plan.places)
+        words = f"of {plural(blocks, 'block')} none has weights of the point at"
+        found += [SetFinding("DK824", f"{words} {at:,} {axis}") for at in unseen]
     return found
 
 
-def _plan_report(plan: Arrangement, sources: Sources) -> Report:
-    findings = summarise(Tally(), checks.severities(), seen(plan))
+def _plan_report(plan: Arrangement, sources: Sources, severity: Mapping[str, str] | None, fail_on: FailOn) -> Report:
+    findings = summarise(Tally(), checks.severities(severity), seen(plan))
     layout = sources.layout
     report = Report(
         "mix",
@@ -200,17 +211,19 @@ def _plan_report(plan: Arrangement, sources: Sources) -> Report:
         verdict="planned; nothing was written",
         facts=facts(plan, sources),
     )
-    failed = failing(findings, "error")
+    failed = failing(findings, fail_on)
     if failed:
         report.exit_code = 1
         report.verdict = f"failed by {', '.join(f'{s.id} {s.name}' for s in failed)}"
+    elif not len(plan):
+        report.exit_code, report.verdict = 1, "no rows"
     return report
 
 
 # ---------------------------------------------------------------- the rows
 
 
-def _work(plan: Arrangement, sources: Sources) -> Work:
+def _work(plan: Arrangement, sources: Sources, severity: Mapping[str, str] | None, fail_on: FailOn) -> Work:
     return Work(
         "mix",
         {"recipe": plan.recipe.to_json(), "identity": identity(plan.recipe, sources)},
@@ -218,6 +231,8 @@ def _work(plan: Arrangement, sources: Sources) -> Work:
         sources.layout,
         sources.columns,
         facts={**sources.prepared, "mix": facts(plan, sources)},
+        severity=severity or {},
+        fail_on=fail_on,
     )
 
 

@@ -105,6 +105,7 @@ def pair(
     if (found.kind, found.form) not in OF:
         raise UsageError(f"{found.name} rows cannot be paired", "pair takes kto shards, formatted or not, and ranked.")
     checks.severities(severity)
+    score = score.removeprefix(f"{META}.") if isinstance(score, str) else score
     by, strategy = _settled(opened, by, score, strategy, min_margin)
     made = layout(*OF[found.kind, found.form])
     plans = [
@@ -154,7 +155,7 @@ def _settled(
         raise UsageError(f"--by {by}", f"One of {', '.join(BY)}.")
     if strategy not in (None, *STRATEGIES):
         raise UsageError(f"--strategy {strategy}", f"One of {', '.join(STRATEGIES)}.")
-    if not min_margin >= 0:
+    if isinstance(min_margin, bool) or not isinstance(min_margin, int | float) or not min_margin >= 0:
         raise UsageError(f"--min-margin {min_margin}", "A difference of scores: 0 or more.")
     ranked = opened.layout.kind == "ranked"
     if ranked and by is not None:
