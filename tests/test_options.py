@@ -116,7 +116,7 @@ class Values:
     run_name: str | None = None
     report_to: str | list[str] | None = None
     loss_type: list[str] = dataclasses.field(default_factory=list)
-    optim_args: dict | str | None = None
+    optim_args: dict[str, str] | str | None = None
 
 
 Values.__module__ = "trl.somewhere"
