@@ -576,3 +576,33 @@ def test_two_processes_take_every_row_once(tiny, tmp_path):
     facts = record(out)
     assert (facts["processes"], facts["rows_per_update"], facts["rows_repeated_per_epoch"]) == (2, 4, 0)
     assert (out / "model.safetensors").is_file()
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
+    """One process, then two, then one: the losses of one process all along, as long as an update has as many rows."""
+    script = tmp_path / "train.py"
+    script.write_text(TWO)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_DATASETS_CACHE": str(tiny.root / "datasets two"),
+        "TRAINGLUE_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def run(out, processes, **options):
+        out.mkdir(exist_ok=True)
+        options = {**STEPS, "num_train_epochs": 2, "use_cpu": True, "logging_steps": 1, "save_strategy": "steps",
+                   "save_steps": 2, "per_device_train_batch_size": 4 // processes,
+                   "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant", **options}  # fmt: skip
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+        words = [*torchrun, str(script), tiny.model, str(tiny.canonical("sft")), str(out), json.dumps(options)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=180, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((out / "seen-0.json").read_text())["losses"]
+
+    whole = run(tmp_path / "whole", 1, max_steps=6)
+    for processes, steps in ((1, 2), (2, 4), (1, 6)):
+        parts = run(tmp_path / "parts", processes, max_steps=steps, resume=steps > 2)
+    assert len(whole) == 6
+    assert parts == pytest.approx(whole, rel=1e-4)

@@ -65,10 +65,9 @@ SETTLED: Final = (
     "lr_scheduler_type",
     "optim",
     "seed",
-    "per_device_train_batch_size",
     "weight_decay",
 )
-"""Fields of a config that a checkpoint has settled: another value would be ignored, or change what a step is."""
+"""Fields of a config that a checkpoint has settled: another value would be ignored."""
 
 
 @dataclass(slots=True)
@@ -153,7 +152,7 @@ class Run:
         if any(before[name] != now[name] for name in ("trained_on", "evaluated_on")):
             told = "{trained_on} rows trained on and {evaluated_on} held out".format
             raise UsageError(f"{self.folder} had {told(**before)}, now {told(**now)}", again)
-        for name in ("method", "adapters"):
+        for name in ("method", "adapters", "rows_per_update"):  # on however many processes
             if earlier.get(name, known[name]) != known[name]:
                 raise UsageError(f"{self.folder} was begun with {name} {earlier[name]}, now {known[name]}", again)
         old, new = earlier["config"], json.loads(json.dumps(known["config"], default=str))
