@@ -70,8 +70,9 @@ class _Worker:
         if seconds is None:
             return self._ask(request, value, *parts)
         timer = threading.Timer(seconds, self.process.kill)
-        timer.start()
+        timer.daemon = True  # a signal may come before anyone can cancel it
         try:
+            timer.start()
             return self._ask(request, value, *parts)
         finally:
             timer.cancel()
