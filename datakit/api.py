@@ -16,12 +16,13 @@ from datakit import checks as registry
 from datakit import describe, launch
 from datakit import plan as plans
 from datakit.checks.reasons import REASONS, Reason
-from datakit.errors import NoManifest, UnknownFormat, UsageError
+from datakit.errors import UnknownFormat, UsageError
 from datakit.formats import FORMATS
 from datakit.formats.mapping import Spec
 from datakit.output import manifest as manifests
+from datakit.output import place
 from datakit.output.disk import not_written
-from datakit.output.transaction import Transaction, check_output
+from datakit.output.transaction import Transaction
 from datakit.plan import FailOn, OnBadRow, Plan, Reasoning, Request
 from datakit.reading.decode import File
 from datakit.reading.limits import SHARD_SIZE
@@ -157,24 +158,12 @@ def _gathered(plan: Plan, pool: Pool, transaction: Transaction | None, progress:
 def output_folder(
     output: str | os.PathLike[str], request: Request | FormatRequest, objects: Iterable[Any] | None
 ) -> Path:
-    text = os.fspath(output)
-    if not text:
-        raise UsageError("no output", "Name a folder with -o.")
-    if "://" in text:
-        raise UsageError(
-            f"{text}: outputs are local for now",
-            "Convert to a local folder, then copy it: aws s3 cp --recursive, gcloud storage cp -r, hf upload.",
-        )
-    out = Path(text.rstrip("/") or "/")
-    if out.name in ("", "..", "."):
-        raise UsageError(f"{text}: not a name for an output folder")
+    words: list[str] = []
     if objects is None:
         words = [request.from_rejects] if request.from_rejects else list(request.inputs)
         words += [split.partition("=")[2] for split in request.splits if "=" in split and not words]
-        check_output(out, [name for word in words if word and not word.startswith("hf:") for name in expand([word])])
-    with not_written(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    return out
+    names = [name for word in words if word and not word.startswith("hf:") for name in expand([word])]
+    return place.output_folder(output, names)
 
 
 def existing(out: Path, request: Request | FormatRequest, overwrite: bool) -> dict[str, Any] | None:
@@ -183,16 +172,9 @@ def existing(out: Path, request: Request | FormatRequest, overwrite: bool) -> di
     Raises:
         UsageError: what is there is not ours, or has another plan and must not be overwritten.
     """
-    if not out.exists() or not any(out.iterdir()):
+    old = place.earlier(out, overwrite)
+    if old is None:
         return None
-    if not (out / manifests.NAME).exists():
-        raise UsageError(f"{out} exists and is not an output of datakit", "Choose another folder, or remove it.")
-    try:
-        old = manifests.load(out)
-    except NoManifest:
-        if overwrite:
-            return None
-        raise
     if old["plan"]["request"] != request.to_json() and not overwrite:
         raise UsageError(f"{out} exists, made with other inputs or options", "Replace it with --overwrite.")
     return old

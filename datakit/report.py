@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 
-from datakit.checks import CHECKS
+from datakit.checks import CHECKS, severities
 from datakit.errors import DataFailed, UsageError
 from datakit.findings import SEVERITIES
 from datakit.tally import Tally
@@ -171,6 +171,17 @@ def _share(count: int, rows: int) -> float:
 def _place(place: Sequence[Any]) -> dict[str, Any]:
     source, row, path, note = place
     return {"source": source, "row": row, "path": path, "note": note}
+
+
+def check_gate(severity: Mapping[str, str] | None, fail_on: str) -> None:
+    """Refuse words that set no gate.
+
+    Raises:
+        UsageError: no such check, severity or threshold.
+    """
+    severities(severity)
+    if fail_on not in FAIL_ON:
+        raise UsageError(f"--fail-on {fail_on}", f"One of {', '.join(FAIL_ON)}.")
 
 
 def failing(findings: Sequence[Summary], fail_on: str) -> list[Summary]:

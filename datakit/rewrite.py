@@ -24,12 +24,12 @@ import pyarrow as pa
 
 from datakit import __version__, checks
 from datakit.checks import CHECKS
-from datakit.errors import NoManifest, UsageError
-from datakit.output import disk
+from datakit.errors import UsageError
+from datakit.output import disk, place
 from datakit.output import manifest as manifests
 from datakit.output.shards import ShardWriter
-from datakit.output.transaction import Transaction, check_output
-from datakit.report import FAIL_ON, Report, Summary, failing, summarise
+from datakit.output.transaction import Transaction
+from datakit.report import Report, Summary, check_gate, failing, summarise
 from datakit.run import Progress, Seen, commit
 from datakit.schema import ID, ROW, SOURCE, Layout
 from datakit.shards import Shards
@@ -198,10 +198,8 @@ def write(
         NotWritten, Locked: as in `convert`.
     """
     started = time.time()
-    if work.fail_on not in FAIL_ON:
-        raise UsageError(f"--fail-on {work.fail_on}", f"One of {', '.join(FAIL_ON)}.")
-    checks.severities(work.severity)
-    out = _output_folder(output, work)
+    check_gate(work.severity, work.fail_on)
+    out = place.output_folder(output, [source.path for source in work.sources])
     inputs = [_facts_of(source) for source in work.sources]
     with Transaction(out) as transaction:
         old = _existing(out, work, inputs, overwrite)
@@ -218,19 +216,6 @@ def write(
         return report
 
 
-def _output_folder(output: str | os.PathLike[str], work: Work) -> Path:
-    text = os.fspath(output)
-    if not text:
-        raise UsageError("no output", "Name a folder with -o.")
-    if "://" in text:
-        raise UsageError(f"{text}: outputs are local for now", "Write to a local folder, then copy it.")
-    out = Path(text.rstrip("/") or "/")
-    check_output(out, [source.path for source in work.sources])
-    with disk.not_written(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    return out
-
-
 def _facts_of(source: Shards) -> dict[str, Any]:
     """An input as the manifest names it; its hash is its content id, which vouches for its rows."""
     size = sum(shard["bytes"] for shard in source.manifest["shards"])
@@ -241,16 +226,9 @@ def _facts_of(source: Shards) -> dict[str, Any]:
 
 def _existing(out: Path, work: Work, inputs: Sequence[Mapping[str, Any]], overwrite: bool) -> Report | None:
     """The report of an output that is already what this work would make; None where it is to be made."""
-    if not out.exists() or not any(out.iterdir()):
+    old = place.earlier(out, overwrite)
+    if old is None:
         return None
-    if not (out / manifests.NAME).exists():
-        raise UsageError(f"{out} exists and is not an output of datakit", "Choose another folder, or remove it.")
-    try:
-        old = manifests.load(out)
-    except NoManifest:
-        if overwrite:
-            return None
-        raise
     same = old["plan"] == work.to_json() and [e["sha256"] for e in old["inputs"]] == [e["sha256"] for e in inputs]
     if not same or manifests.mismatches(out, old):
         if overwrite:

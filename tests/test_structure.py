@@ -65,6 +65,7 @@ LEVELS = [
     ["formatter"],
     ["report", "worker", "workers"],
     ["output.disk", "output.card", "output.manifest", "output.shards", "output.transaction"],
+    ["output.place"],
     ["plan", "shards"],
     ["ready"],
     ["mixing.filters", "mixing.order", "mixing.schedule"],

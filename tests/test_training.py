@@ -211,9 +211,7 @@ def test_ids_that_others_made(tiny, tmp_path):
 
 
 def test_packed_rows(tiny, tmp_path):
-    out = tmp_path / "packed"
-    datakit.format(tiny.canonical("sft"), out, tokenizer=tiny.model, max_length=256, pack="bfd").raise_for_status()
-    made = sft(tiny, tmp_path, data=out, max_steps=1, eval_share=None, per_device_train_batch_size=1)
+    made = sft(tiny, tmp_path, data=tiny.packed(), max_steps=1, eval_share=None, per_device_train_batch_size=1)
     made.train()
     assert made.padding_free
     assert made.eval_dataset is None

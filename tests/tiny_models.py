@@ -65,6 +65,14 @@ class Place:
             assert report.exit_code == 0, report.to_json()
         return out
 
+    def packed(self) -> Path:
+        """SFT rows, several in a sequence, made once."""
+        out = self.root / "packed"
+        if not out.exists():
+            made = datakit.format(self.canonical("sft"), out, tokenizer=self.model, max_length=256, pack="bfd")
+            made.raise_for_status()
+        return out
+
 
 def place(root: Path) -> Place:
     """Models and shards in an empty folder."""

@@ -21,6 +21,7 @@ from datakit.shards import Shards
 from datakit.terminal import plural
 from datakit.tokens.load import Tokenizer
 from datakit.tokens.load import load as read_tokenizer
+from trainglue import config as words
 from trainglue import data as sources
 from trainglue import engines, hooks, memory, models, options, runs, streams
 from trainglue.data import Rows
@@ -98,7 +99,12 @@ def trainer(
         DataFailed: canonical rows cannot be formatted.
     """
     kind = method_named(method)
-    _check_words(kind, lora, reward, early_stopping, settings)
+    _check_words(
+        kind,
+        {"lora": lora, "max_length": max_length, "early_stopping": early_stopping, "eval_share": eval_share},
+        reward,
+        settings,
+    )
     run, mixture = Run(kind, Path(output_dir), resume, overwrite), _mixture(data, kind, streaming)
     folder = streams.written(data) if mixture is None and streams.is_recipe(data) else data
     trained = mixture.sources if mixture else [_training_shards(folder, kind, split)]
@@ -119,8 +125,8 @@ def trainer(
     device = models.device_type(bool(of_config.get("use_cpu")))
     asked = _precision(precision, fp8, device)
     defaults = options.presets(method, lora=bool(lora), evaluates=bool(share) or held is not None)
-    defaults |= {"num_train_epochs": 1} if mixture else {}  # a recipe says how often its rows come
-    defaults |= _decided(run, trained[0], asked, device) | _stopping(early_stopping, of_config)
+    epochs = {"num_train_epochs": 1} if mixture else {}  # a recipe says how often its rows come
+    defaults |= epochs | _decided(run, trained[0], asked, device) | _stopping(early_stopping, of_config)
     arguments, notes = options.settings(config_class, kind, of_config, defaults)
     run.say(*notes)
     _check_reporters(arguments["report_to"])
@@ -163,8 +169,8 @@ def trainer(
     conversion = _converted(loaded.model, asked, config)
     run.say(f"precision {conversion.describe()}, on {device}")
 
-    of_trainer |= {"peft_config": loaded.peft_config} if loaded.peft_config is not None else {}
-    of_trainer |= {"ref_model": loaded.reference} if loaded.reference is not None else {}
+    parts = {"peft_config": loaded.peft_config, "ref_model": loaded.reference}
+    of_trainer |= {name: part for name, part in parts.items() if part is not None}
     of_trainer |= {"reward_funcs": _rewards(reward)} if kind.name == "grpo" else {}
     meant = {name: value for name, value in config.to_dict().items() if name in {*defaults, *of_config}}
     made = _built(
@@ -195,22 +201,15 @@ def trainer(
     return made
 
 
-def _check_words(
-    method: Method, lora: Any, reward: Any, early_stopping: int | None, settings: Mapping[str, Any]
-) -> None:
-    """Refuse words that would do nothing.
+def _check_words(method: Method, numbers: Mapping[str, Any], reward: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse numbers that run.toml refuses, and words that would do nothing.
 
     Raises:
         UsageError: with what to write instead.
     """
+    words.check_values({name: value for name, value in numbers.items() if isinstance(value, int | float)}, "trainer()")
     if reward is not None and method.name != "grpo":
         raise UsageError(f"{method.name} takes no reward function", "Only GRPO does; leave it out.")
-    if isinstance(lora, int) and lora < 1:
-        raise UsageError(f"lora {lora}", "A rank such as 16; leave it out to train all weights.")
-    if early_stopping is not None and early_stopping < 1:
-        raise UsageError(
-            f"early_stopping {early_stopping}", "A number of evaluations such as 3; leave it out for none."
-        )
     if settings.get("max_steps") == 0:
         raise UsageError("max_steps 0", "A number of updates; -1 goes by num_train_epochs.")
 
@@ -245,8 +244,6 @@ def _share(
         return options.HOLD_OUT if held is None and possible and method.name != "grpo" else 0.0
     if given and mixture is not None:
         raise UsageError("eval_share and a stream exclude each other", "Give eval_data, or leave out streaming.")
-    if not 0 <= given < 1:
-        raise UsageError(f"eval_share {given}", "A share of the rows, such as 0.1; 0 for none.")
     if given and held is not None:
         raise UsageError("eval_share and other rows to evaluate on exclude each other", "Leave out one of them.")
     return given
@@ -283,11 +280,17 @@ def _rows(
 
 
 def _account(made: Any, rows: Rows, evaluation: Rows | None, method: Method) -> None:
-    """Every row that was given is in the trainer.
+    """Every row that was given is in the trainer, and sees no other.
 
     Raises:
         InternalError: with the places of those that are not.
+        UsageError: they are packed, and the trainer would take those of a sequence for one row.
     """
+    if rows.shards.manifest["form"] == "packed" and not made.padding_free:
+        raise UsageError(
+            f"{type(made).__name__} turned padding_free off, so packed rows would attend to each other",
+            "Take rows that `datakit format` wrote without --pack, or the other engine; Unsloth packs on a GPU only.",
+        )
     for given, kept in ((rows, made.train_dataset), (evaluation, made.eval_dataset)):
         if given is not None and given.stream is None and len(kept) != len(given):
             places = "; ".join(islice(sources.dropped(given, kept), 10))

@@ -15,20 +15,19 @@ from datakit.commands.group import (
     inputs_argument,
     main,
     options_of,
+    output_option,
+    overwrite_option,
     progress_of,
     severity_option,
+    shard_size_option,
 )
-from datakit.reading.limits import SHARD_SIZE
 
-_output = click.option("-o", "--output", default="", metavar="DIR", help="The folder of the new shards; whole or absent.")  # fmt: skip
-_shard_size = click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Bytes of rows per shard, before compression.")  # fmt: skip
-_overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")  # fmt: skip
-_last = options_of(severity_option, fail_on_option, _shard_size, _overwrite, as_json_option)
+_last = options_of(severity_option, fail_on_option, shard_size_option, overwrite_option, as_json_option)
 
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@_output
+@output_option
 @click.option("--test", metavar="SHARE", help="The share that goes to test, such as 5%.")
 @click.option("--validation", metavar="SHARE", help="The share that goes to validation, such as 5%.")
 @click.option("--group-by", metavar="NAME", help="What stays together: prompt (default), conversation (default of formatted shards), source, pair_id, a column, or a key inside dk_meta such as gamefile (or dk_meta.gamefile).")  # fmt: skip
@@ -52,7 +51,7 @@ def split(as_json: bool, **options: Any) -> None:
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@_output
+@output_option
 @click.option("--by", type=click.Choice(["row", "prompt", "near"]), default="row", show_default=True, help="row: what trainers read is the same. prompt: what is asked is the same. near: the texts are nearly the same.")  # fmt: skip
 @click.option("--any-answer", is_flag=True, help="With --by prompt: preference, KTO, ranked and stepwise rows with one prompt are the same whatever their answers.")  # fmt: skip
 @click.option("--threshold", type=float, metavar="X", help="With --by near: the Jaccard similarity from which two rows are the same. Default: 0.8.")  # fmt: skip
@@ -75,7 +74,7 @@ def dedup(as_json: bool, **options: Any) -> None:
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@_output
+@output_option
 @click.option("--against", multiple=True, required=True, metavar="FILE", help="An evaluation: .jsonl .json .csv .txt .parquet .arrow, a folder, a glob in quotes, or shards; repeat for several.")  # fmt: skip
 @click.option("--ngram", type=int, default=13, show_default=True, metavar="N", help="Words in a row that have to be shared. Shorter texts have to be a whole message.")  # fmt: skip
 @click.option("--min-overlap", default="0%", show_default=True, metavar="SHARE", help="The share of an evaluation row's text that has to be there; by default one run of words is enough.")  # fmt: skip

@@ -18,24 +18,25 @@ from datakit.commands.group import (
     main,
     map_option,
     max_bad_option,
+    on_bad_row_option,
     options_of,
+    output_option,
+    overwrite_option,
     print_json,
     progress_of,
     severity_option,
+    shard_size_option,
     split_option,
     to_option,
     workers_option,
 )
-from datakit.reading.limits import SHARD_SIZE
 
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@click.option(
-    "-o", "--output", default="", metavar="DIR", help="The folder of the shards; whole or absent, never half."
-)
+@output_option
 @options_of(to_option, format_option, map_option, split_option)
-@click.option("--on-bad-row", type=click.Choice(["fail", "quarantine"]), default="fail", show_default=True, help="fail: write nothing. quarantine: put bad rows into rejects/, within --max-bad.")  # fmt: skip
+@on_bad_row_option
 @options_of(max_bad_option, fail_on_option, severity_option)
 @click.option("--reasoning", type=click.Choice(["keep", "split", "inline"]), default="keep", show_default=True, help="<think> texts: keep, split to reasoning_content, or inline (the inverse).")  # fmt: skip
 @click.option(
@@ -44,8 +45,8 @@ from datakit.reading.limits import SHARD_SIZE
     help="Instead of inputs: a rejects folder whose `raw` texts you repaired. They are read as they were before.",
 )
 @workers_option
-@click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Decoded input bytes per shard.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")
+@shard_size_option
+@overwrite_option
 @as_json_option
 def convert(as_json: bool, **options: Any) -> None:
     """Convert files to a folder of Parquet shards.

@@ -17,12 +17,15 @@ from datakit.commands.group import (
     inputs_argument,
     main,
     max_bad_option,
+    on_bad_row_option,
     options_of,
+    output_option,
+    overwrite_option,
     progress_of,
     severity_option,
+    shard_size_option,
     workers_option,
 )
-from datakit.reading.limits import SHARD_SIZE
 
 _tokenizer = click.option("--tokenizer", required=True, metavar="PATH|NAME", help="A folder, a tokenizer.json, or a name on the Hub.")  # fmt: skip
 _for = click.option("--for", "method", metavar="METHOD", help="sft, dpo, orpo, cpo, kto, bco, reward, grpo or stepwise; by default by the kind of the rows.")  # fmt: skip
@@ -37,7 +40,7 @@ def _local(tokenizer: str) -> str:
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@click.option("-o", "--output", default="", metavar="DIR", help="The folder of the new shards; whole or absent.")
+@output_option
 @options_of(_tokenizer, _for, _template)
 @click.option("--max-length", type=click.IntRange(1), metavar="N", help="Tokens that a row may have.")
 @click.option("--truncation", type=click.Choice(["error", "drop", "keep_start", "keep_end", "per_part", "window"]), default="error", show_default=True, help="What becomes of a longer row. With error, the report says what each would lose.")  # fmt: skip
@@ -49,10 +52,10 @@ def _local(tokenizer: str) -> str:
 @click.option("--now", metavar="TIME", help="The time that templates with a date are given, such as 2026-01-31.")
 @click.option("--render-only", is_flag=True, help="Text columns instead of ids.")
 @click.option("--layout", type=click.Choice(["trl", "easydel"]), default="trl", show_default=True, help="Names of token columns: those of TRL, or of EasyDeL.")  # fmt: skip
-@click.option("--on-bad-row", type=click.Choice(["fail", "quarantine"]), default="fail", show_default=True, help="fail: write nothing. quarantine: put bad rows into rejects/, within --max-bad.")  # fmt: skip
+@on_bad_row_option
 @options_of(max_bad_option, fail_on_option, severity_option, workers_option)
-@click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Decoded input bytes per shard.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")
+@shard_size_option
+@overwrite_option
 @as_json_option
 def format(as_json: bool, **options: Any) -> None:
     """Render, mask, tokenise and fit shards, so that nothing is tokenised again at training time.

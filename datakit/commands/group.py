@@ -14,6 +14,7 @@ import orjson
 
 import datakit
 from datakit.errors import DatakitError, InternalError, UsageError
+from datakit.reading.limits import SHARD_SIZE
 from datakit.terminal import safe
 
 if TYPE_CHECKING:
@@ -149,6 +150,12 @@ def _severities(context: click.Context, option: click.Parameter, values: tuple[s
 
 
 severity_option = click.option("--severity", multiple=True, callback=_severities, metavar="CHECK=LEVEL", help="Judge a check as error, warning, note or off; repeat for several.")  # fmt: skip
+output_option = click.option("-o", "--output", default="", metavar="DIR", help="The folder to write; whole or absent.")
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options."
+)
+shard_size_option = click.option("--shard-size", default=SHARD_SIZE, show_default=True, metavar="SIZE", help="Bytes of rows per shard, before compression.")  # fmt: skip
+on_bad_row_option = click.option("--on-bad-row", type=click.Choice(["fail", "quarantine"]), default="fail", show_default=True, help="fail: write nothing. quarantine: put bad rows into rejects/, within --max-bad.")  # fmt: skip
 inputs_argument = click.argument("inputs", nargs=-1, metavar="INPUT...")
 
 

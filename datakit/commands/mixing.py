@@ -15,6 +15,8 @@ from datakit.commands.group import (
     fail_on_option,
     inputs_argument,
     main,
+    output_option,
+    overwrite_option,
     progress_of,
     severity_option,
     workers_option,
@@ -33,7 +35,7 @@ def _weights(context: click.Context, option: click.Parameter, value: str | None)
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@click.option("-o", "--output", default="", metavar="DIR", help="The folder of the mix; whole or absent.")
+@output_option
 @click.option("--weights", callback=_weights, metavar="W,W,...", help="One weight per source, in order; equal ones by default.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1), metavar="N", help="Rows of the mix; weights count rows.")
 @click.option("--tokens", type=click.IntRange(1), metavar="N", help="Tokens of the mix, to within a row; weights count tokens.")  # fmt: skip
@@ -46,7 +48,7 @@ def _weights(context: click.Context, option: click.Parameter, value: str | None)
 @severity_option
 @fail_on_option
 @workers_option
-@click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")
+@overwrite_option
 @as_json_option
 def mix(as_json: bool, **options: Any) -> None:
     """Mix sources by weight, in blocks that hold the weights exactly.

@@ -16,6 +16,8 @@ from datakit.commands.group import (
     inputs_argument,
     main,
     options_of,
+    output_option,
+    overwrite_option,
     progress_of,
     severity_option,
 )
@@ -23,16 +25,14 @@ from datakit.commands.group import (
 if TYPE_CHECKING:
     from datakit.report import Report
 
-_output = click.option("-o", "--output", default="", metavar="DIR", help="The folder of the new shards; whole or absent.")  # fmt: skip
 _seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="For what is drawn at random.")  # fmt: skip
-_overwrite = click.option("--overwrite", is_flag=True, help="Replace an output that was made with other inputs or options.")  # fmt: skip
 
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@_output
+@output_option
 @click.option("--order", type=click.Choice(["pair", "blocked", "shuffle"]), default="pair", show_default=True, help="pair: chosen, rejected, chosen, rejected, ... blocked: all chosen, then all rejected. shuffle: at random.")  # fmt: skip
-@options_of(_seed, fail_on_option, severity_option, _overwrite, as_json_option)
+@options_of(_seed, fail_on_option, severity_option, overwrite_option, as_json_option)
 def unpair(as_json: bool, **options: Any) -> None:
     """Turn preference pairs into labelled answers, for KTO and BCO.
 
@@ -49,12 +49,12 @@ def unpair(as_json: bool, **options: Any) -> None:
 
 @main.command(epilog=EPILOG)
 @inputs_argument
-@_output
+@output_option
 @click.option("--by", type=click.Choice(["pair_id", "prompt", "score"]), help="Which labelled rows belong together: those of one dk_pair_id (default where they have it), desirable with undesirable ones of one prompt, or those of one prompt by --score.")  # fmt: skip
 @click.option("--score", metavar="NAME", help="For --by score: a column, or a key of dk_meta.")
 @click.option("--strategy", type=click.Choice(["best-worst", "best-random", "all", "adjacent"]), help="Which scored answers become pairs; best-worst by default.")  # fmt: skip
 @click.option("--min-margin", type=float, default=0.0, metavar="X", help="By how much the better score is higher at least. Equal scores are never a pair.")  # fmt: skip
-@options_of(_seed, fail_on_option, severity_option, _overwrite, as_json_option)
+@options_of(_seed, fail_on_option, severity_option, overwrite_option, as_json_option)
 def pair(as_json: bool, **options: Any) -> None:
     """Make preference pairs of labelled, scored or ranked answers.
 

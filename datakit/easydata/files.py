@@ -17,7 +17,7 @@ from datakit.easydata.sources import Row, ShardedDataSource, ShardInfo
 from datakit.errors import UnreadableInput, UsageError
 from datakit.findings import BadRow
 from datakit.reading import blocks
-from datakit.reading.columnar import plain_rows
+from datakit.reading.columnar import plain_rows, record_batches
 from datakit.reading.decode import File
 from datakit.reading.limits import BATCH_ROWS, CHUNK
 from datakit.reading.rows import parse_row
@@ -206,24 +206,13 @@ class ArrowShardedSource(_FilesSource):
 
     def _rows(self, name: str, start: int) -> Iterator[Row]:
         with self._handle(name) as handle:
-            for batch in _record_batches(handle):
+            for batch in record_batches(handle):
                 yield from _from(batch, start)
                 start = max(0, start - batch.num_rows)
 
     def _count(self, name: str) -> int:
         with self._handle(name) as handle:
-            return sum(batch.num_rows for batch in _record_batches(handle))
-
-
-def _record_batches(handle: Any) -> Iterator[pa.RecordBatch]:
-    try:
-        file = pa.ipc.open_file(handle)
-    except pa.ArrowInvalid:
-        handle.seek(0)
-        yield from pa.ipc.open_stream(handle)
-        return
-    for number in range(file.num_record_batches):
-        yield file.get_batch(number)
+            return sum(batch.num_rows for batch in record_batches(handle))
 
 
 def _from(batch: pa.RecordBatch, start: int) -> Iterator[Row]:

@@ -162,7 +162,11 @@ def read(words: Words, weights: Sequence[float] | None = None, **options: Any) -
         UnreadableInput: the file cannot be read.
     """
     place, body = _body(words)
-    body = {**body, **{name: value for name, value in options.items() if value is not None}}
+    given = {name: value for name, value in options.items() if value is not None}
+    body = {
+        **body,
+        **{name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()},
+    }
     if weights is not None:
         body["sources"] = _weighed(body.get("sources"), weights)
     return parse(body, place)

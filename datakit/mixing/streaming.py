@@ -69,7 +69,7 @@ def stream(
         weights,
         rows=rows,
         tokens=tokens,
-        tokenizer=os.fspath(tokenizer) if tokenizer is not None else None,
+        tokenizer=tokenizer,
         seed=seed,
         stop=stop,
         block_size=block_size,

@@ -24,7 +24,7 @@ from datakit.mixing.recipe import Recipe, Words
 from datakit.mixing.sources import Source, Sources
 from datakit.plan import FailOn
 from datakit.reading.limits import BLOCK
-from datakit.report import FAIL_ON, Report, failing, summarise
+from datakit.report import Report, check_gate, failing, summarise
 from datakit.rewrite import Piece, Work, write
 from datakit.run import Progress
 from datakit.tally import Tally
@@ -91,15 +91,13 @@ def mix(
         weights,
         rows=rows,
         tokens=tokens,
-        tokenizer=os.fspath(tokenizer) if tokenizer is not None else None,
+        tokenizer=tokenizer,
         seed=seed,
         stop=stop,
         block_size=block_size,
         order=order,
     )
-    checks.severities(severity)
-    if fail_on not in FAIL_ON:
-        raise UsageError(f"--fail-on {fail_on}", f"One of {', '.join(FAIL_ON)}.")
+    check_gate(severity, fail_on)
     if not plan_only and not os.fspath(output):
         raise UsageError("no output", "Name a folder with -o, or look at the plan with --plan-only.")
     with Sources(read, workers) as sources:

@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 
 import orjson
 
-from datakit.errors import Locked, NotWritten, UsageError
+from datakit.errors import Locked, NotWritten
 from datakit.output import disk
 
 LOCK: Final = "lock"
@@ -217,20 +217,3 @@ class Transaction:
             raise NotWritten(
                 f"{self.work}: {error.strerror or error}", f"{self.out} is complete; remove this folder by hand."
             ) from error
-
-
-def check_output(out: Path, inputs: Sequence[str]) -> None:
-    """Refuse an output that is, holds, or lies in an input, or that is not a place for a folder.
-
-    Raises:
-        UsageError: with the two paths.
-    """
-    target = Path(os.path.realpath(out))
-    for name in inputs:
-        if name == "-" or "://" in name:
-            continue
-        source = Path(os.path.realpath(name))
-        if target == source or target in source.parents or source in target.parents:
-            raise UsageError(f"the output {out} and the input {name} overlap", "Write to a folder of its own.")
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{out} is a file", "Give a folder for the shards.")

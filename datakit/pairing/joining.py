@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from orjson import Fragment, dumps, loads
 
-from datakit import checks
 from datakit.errors import UsageError
 from datakit.pairing.contents import (
     Numbers,
@@ -40,7 +39,7 @@ from datakit.pairing.relation import Relation
 from datakit.pairing.rows import Opened, Rows
 from datakit.pairing.selection import STRATEGIES
 from datakit.pairing.unpairing import PAIRED, SIDES
-from datakit.report import Report
+from datakit.report import Report, check_gate
 from datakit.rewrite import Piece, Work, rejected, write
 from datakit.run import Progress
 from datakit.schema import ARROW, ID, LENGTH, META, PAIR_ID, ROW, SIDE, SOURCE, Layout, layout
@@ -104,7 +103,7 @@ def pair(
     found = opened.layout
     if (found.kind, found.form) not in OF:
         raise UsageError(f"{found.name} rows cannot be paired", "pair takes kto shards, formatted or not, and ranked.")
-    checks.severities(severity)
+    check_gate(severity, fail_on)
     score = score.removeprefix(f"{META}.") if isinstance(score, str) else score
     by, strategy = _settled(opened, by, score, strategy, min_margin)
     made = layout(*OF[found.kind, found.form])

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from orjson import dumps, loads
 
-from datakit import checks
 from datakit.checks.kto import in_blocks, weight_bounds
 from datakit.errors import UsageError
 from datakit.findings import BadRow
@@ -36,7 +35,7 @@ from datakit.pairing.contents import (
 )
 from datakit.pairing.relation import Relation
 from datakit.pairing.rows import Opened, Rows
-from datakit.report import Report
+from datakit.report import Report, check_gate
 from datakit.rewrite import Piece, Work, account, rejected, write
 from datakit.run import Progress
 from datakit.schema import ARROW, ID, LENGTH, PAIR_ID, ROW, SIDE, SOURCE, Layout, layout
@@ -89,7 +88,7 @@ def unpair(
     """
     if order not in ORDERS:
         raise UsageError(f"--order {order}", f"One of {', '.join(ORDERS)}.")
-    checks.severities(severity)
+    check_gate(severity, fail_on)
     opened = Opened(inputs)
     made = labelled_layout(opened.layout)
     pairs = sum(map(len, opened.splits.values()))

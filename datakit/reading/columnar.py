@@ -42,14 +42,19 @@ def _is_parquet(path: str) -> bool:
 
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(path) as source:
-        try:
-            reader = pa.ipc.open_file(source)
-        except pa.ArrowInvalid:
-            source.seek(0)
-            yield from pa.ipc.open_stream(source)
-            return
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
+        yield from record_batches(source)
+
+
+def record_batches(source: Any) -> Iterator[pa.RecordBatch]:
+    """The batches of an opened Arrow file, of the file or the stream format."""
+    try:
+        reader = pa.ipc.open_file(source)
+    except pa.ArrowInvalid:
+        source.seek(0)
+        yield from pa.ipc.open_stream(source)
+        return
+    for index in range(reader.num_record_batches):
+        yield reader.get_batch(index)
 
 
 class _Cursor:

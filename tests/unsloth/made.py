@@ -18,3 +18,4 @@ if __name__ == "__main__":
     made = place(Path(sys.argv[1]))
     for method in METHODS:
         made.formatted(method)
+    made.packed()

@@ -145,3 +145,17 @@ def test_one_engine_per_process(made, tmp_path):
     built("sft", made, tmp_path / "run", lora=4)
     with pytest.raises(UsageError, match="already trains with unsloth"):
         built("sft", made, tmp_path / "other", engine="trl", lora=4)
+
+
+def test_packed_rows_never_see_each_other(made, tmp_path):
+    """Unsloth turns padding_free off where its kernels do not run; packed rows would be one long row then."""
+    from datakit import UsageError
+
+    options = {"data": made / "packed", "eval_share": None, "engine": "unsloth", "lora": 4}
+    try:
+        ours = trainer("sft", model=str(made / "writes"), output_dir=tmp_path / "run", **{**STEPS, **options})
+    except UsageError as error:
+        assert "padding_free off" in error.message
+    else:
+        assert ours.padding_free
+        assert ours.data_collator.return_position_ids
