@@ -192,7 +192,6 @@ class Formatter:
         from datakit.jobs import Jobs
         from datakit.templates.template import Template
         from datakit.tokens.encode import Encoder
-        from datakit.tokens.load import added_of, definition_of
         from datakit.tokens.positions import Positions
 
         self.plan = plan
@@ -200,9 +199,8 @@ class Formatter:
         tokenizer = Tokenizer.from_json(plan.tokenizer)
         self.encoder = Encoder(tokenizer, plan.verdict)  # type: ignore[arg-type]
         self.encoder.preload()
-        tokens = added_of(definition_of(tokenizer))
-        added = [token["content"] for token in tokens]
-        special = [token["content"] for token in tokens if token.get("special")]
+        added = [token.content for token in tokenizer.added]
+        special = [token.content for token in tokenizer.added if token.special]
         now = datetime.fromisoformat(plan.now) if plan.now else None
 
         def made(source: str | None) -> Template | None:
@@ -217,7 +215,7 @@ class Formatter:
             plan.method, plan.source, self.template, self.tool_template, plan.train_on, plan.leave_out, eos, windows
         )
         self.positions = Positions(self.encoder)
-        ids = {token["content"]: token["id"] for token in tokens}
+        ids = {token.content: token.id for token in tokenizer.added}
         self.bos_id: int | None = ids.get(tokenizer.special.get("bos_token", ""))
 
     def take(self, plan: FormatStep) -> None:
@@ -470,6 +468,6 @@ def pieces(path: str, tokenizer: Mapping[str, Any], rows: Sequence[Sequence[int]
     """The text of each token, for people. A character that is split over tokens stands at the last of them."""
     from datakit.tokens.positions import Surfaces
 
-    surfaces = Surfaces.of(Tokenizer.from_json(tokenizer)).surface
+    surfaces = Surfaces.of(Tokenizer.from_json(tokenizer))
     decoders = [getincrementaldecoder("utf-8")("replace") for _ in rows]
-    return [[decoder.decode(surfaces[id]) for id in ids] for decoder, ids in zip(decoders, rows, strict=True)]
+    return [[decoder.decode(surfaces.surface(id)) for id in ids] for decoder, ids in zip(decoders, rows, strict=True)]

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from select import select
 from threading import Lock
@@ -28,9 +27,7 @@ FORKS: Final = sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 # -P and append: a file named json.py in the user's folder must not be imported.
 _START: Final = f"import sys; sys.path.append({_ROOT!r}); "
-_MAIN: Final = "from datakit.worker import main; main(*sys.argv[1:])"
-# pyarrow does without numpy, which takes most of the time of its import and which workers that convert do not need.
-_WITHOUT_NUMPY: Final = "sys.modules['numpy'] = None; "
+_MAIN: Final = "from datakit.startup import worker; worker(*sys.argv[1:])"
 
 _ENVIRONMENT: Final = {
     # Blocks are taken and given back all the time; glibc would hand their pages to the system and fault them in again.
@@ -100,7 +97,6 @@ _waiting: dict[bool, list[Process]] = {False: [], True: []}
 
 
 def _start(arrays: bool, siblings: int = 0, tokenizer: str = "") -> Process:
-    code = _START + ("" if arrays else _WITHOUT_NUMPY) + _MAIN
     theirs: list[int] = []
     ours: list[tuple[IO[bytes], IO[bytes]]] = []
     for _ in range(siblings):
@@ -110,7 +106,7 @@ def _start(arrays: bool, siblings: int = 0, tokenizer: str = "") -> Process:
     if ours:
         _widen(end.fileno() for pair in ours for end in pair)
     popen = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, ",".join(map(str, theirs)), tokenizer],
+        [sys.executable, "-P", "-c", _START + _MAIN, "numpy" * arrays, ",".join(map(str, theirs)), tokenizer],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -163,13 +159,3 @@ def take(count: int, arrays: bool = False) -> list[Process]:
 def another(arrays: bool) -> Process:
     """One more, in the place of one that ended."""
     return _start(arrays)
-
-
-def arrow_alone() -> None:
-    """Import pyarrow without numpy, for a command that has no use for arrays: it halves the time until it starts."""
-    if "pyarrow" not in sys.modules and "numpy" not in sys.modules:
-        sys.modules["numpy"] = None  # type: ignore[assignment]
-        try:
-            import_module("pyarrow")
-        finally:
-            del sys.modules["numpy"]

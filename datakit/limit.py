@@ -10,6 +10,10 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from typing import Final
+
+ROOM: Final = 3 << 30
+"""Bytes by which a process that runs templates may grow: tokenizer, rows of a block, and what a template asks for."""
 
 
 def limit_memory(extra: int) -> None:

@@ -26,7 +26,7 @@ import orjson
 import pyarrow as pa
 
 from datakit.errors import DatakitError, UnreadableInput
-from datakit.limit import limit_memory
+from datakit.limit import ROOM, limit_memory
 from datakit.reading import columnar
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import columns_of, has_structs, layout_of, peek
@@ -35,10 +35,6 @@ from datakit.tally import Tally
 
 if TYPE_CHECKING:
     from datakit.formatter import FormatStep
-
-
-ROOM: Final = 3 << 30
-"""Bytes by which a process that runs templates may grow: tokenizer, rows of a block, and what a template asks for."""
 
 
 def _confine() -> None:
@@ -182,18 +178,12 @@ def _fork(siblings: list[int]) -> list[int] | tuple[int, int]:
     return pids
 
 
-def main(siblings: str = "", tokenizer: str = "") -> None:
+def main(siblings: str = "") -> None:
     """Serve requests until the input ends.
 
     Args:
         siblings: ends of pipes, two for each worker that may be forked off this one: its input and its output.
-        tokenizer: one that will be asked for; it is loaded while nothing else is to be done yet.
     """
-    if tokenizer:
-        from datakit.tokens import encode
-
-        _confine()
-        encode.load_early(tokenizer)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     sink = os.dup(1)
     os.dup2(2, 1)  # nothing that a library prints may end up among the results

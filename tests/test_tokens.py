@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from datakit.errors import InternalError, UnreadableInput, UsageError
 from datakit.tokens import encode
 from datakit.tokens.encode import DIFFERENT, Encoder, Verdict, hostile
-from datakit.tokens.load import DEFAULTS, LARGEST_BESIDE, NAMED, Tokenizer, added_of, load, vocabulary_of
+from datakit.tokens.load import DEFAULTS, LARGEST_BESIDE, NAMED, Added, Tokenizer, added_of, load, vocabulary_of
 from datakit.tokens.positions import Positions, Surfaces, to_bytes
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -140,9 +140,12 @@ def with_added(made, tokens):
 def of(text):
     """A tokenizer from the text of a tokenizer.json alone."""
     document = orjson.loads(text)
-    ids = [*vocabulary_of(document).values(), *(token["id"] for token in added_of(document))]
+    added = tuple(
+        Added(token["id"], token["content"], token["special"], token["normalized"]) for token in added_of(document)
+    )
+    ids = [*vocabulary_of(document).values(), *(token.id for token in added)]
     size, fallback = max(ids) + 1, bool(document["model"].get("byte_fallback"))
-    return Tokenizer("made", "made", text, "", None, None, {}, {}, (), (), False, fallback, None, size)
+    return Tokenizer("made", "made", text, "", None, None, {}, {}, (), (), False, fallback, None, added, size)
 
 
 @cache
@@ -827,17 +830,17 @@ def test_loading_imports_nothing_heavy(tmp_path):
 
 def test_an_engine_that_was_loaded_early_is_taken_over(tmp_path, monkeypatch):
     fastokens = pytest.importorskip("fastokens")
-    from datakit.tokens import encode as module
+    from datakit.tokens import engines
 
     path = tmp_path / "tokenizer.json"
     path.write_text(byte_bpe().to_str(), "utf-8")
     tokenizer = load(str(tmp_path))
-    module.load_early(str(tmp_path))
+    engines.load_early(str(tmp_path))
     encoder = Encoder(tokenizer)
     engine = encoder._load_fast()
     assert isinstance(engine, fastokens.Tokenizer)
     assert encoder._exact.get_vocab_size() == tokenizer.vocabulary
-    assert not module._early
-    module.load_early(str(tmp_path / "missing.json"))  # says nothing; whoever needs it will
-    monkeypatch.setattr(module, "_fast_engine", lambda definition: definition)
+    assert not engines._loaded
+    engines.load_early(str(tmp_path / "missing.json"))  # says nothing; whoever needs it will
+    monkeypatch.setattr(engines, "fast_engine", lambda definition: definition)
     assert encoder._load_fast() == tokenizer.definition()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import datakit
-from datakit import launch
+from datakit import launch, startup
 from datakit.commands.group import (
     EPILOG,
     as_json_option,
@@ -61,7 +61,7 @@ def convert(as_json: bool, **options: Any) -> None:
     datakit convert --split train='raw/tr*.jsonl' --split test='raw/te*.jsonl' -o shards/
     """
     launch.start_ahead(launch.workers(options["workers"]))
-    launch.arrow_alone()
+    startup.lean_arrow(numpy=False)
     with progress_of("converting", options["inputs"], options["split"]) as progress:
         report = datakit.convert(**options, progress=progress)
     done(report, as_json)
@@ -88,7 +88,7 @@ def validate(as_json: bool, **options: Any) -> None:
     datakit validate shards/ --fail-on warning --json > report.json
     """
     launch.start_ahead(launch.workers(options["workers"]))
-    launch.arrow_alone()
+    startup.lean_arrow(numpy=False)
     with progress_of("validating", options["inputs"], options["split"]) as progress:
         report = datakit.validate(**options, progress=progress)
     done(report, as_json)

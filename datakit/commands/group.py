@@ -13,6 +13,7 @@ import click
 import orjson
 
 import datakit
+from datakit import startup
 from datakit.errors import DatakitError, InternalError, UsageError
 from datakit.reading.limits import SHARD_SIZE
 from datakit.terminal import safe
@@ -172,7 +173,8 @@ def options_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def progress_of(
     words: str, inputs: Sequence[str], splits: Sequence[str]
 ) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress line on stderr, where a person is looking at it."""
+    """What is around long work: a progress line on stderr, where a person is looking at it."""
+    startup.lean_arrow()
     if not sys.stderr.isatty():
         yield None
         return

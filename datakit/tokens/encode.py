@@ -14,29 +14,25 @@ is put there by this module from `Tokenizer.prefix` and `suffix`, so no engine's
 
 from __future__ import annotations
 
-import os
 import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from hashlib import sha256
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datakit.errors import InternalError, UsageError
-from datakit.tokens.load import LARGEST, Tokenizer, added_of, definition_of
+from datakit.tokens import engines
+from datakit.tokens.engines import Engine, limit_threads, reraise_foreign, taken
+from datakit.tokens.load import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
 
-Engine = Literal["fastokens", "tokenizers"]
 Ids = NDArray[np.int32]
 Offsets = NDArray[np.int64]
 
@@ -90,7 +86,7 @@ class Encoder:
         self.verdict = verdict
         self.exactly = 0
         self._loading: Future[Any] | None = None
-        _limit_threads(threads)
+        limit_threads(threads)
 
     @property
     def engine(self) -> Engine:
@@ -137,7 +133,7 @@ class Encoder:
             try:
                 return self._encode_fast(texts)
             except BaseException as problem:
-                _reraise_foreign(problem)
+                reraise_foreign(problem)
         return _joined([self._encode_one(text) for text in texts])
 
     def offsets(self, text: str, ids: Ids) -> list[tuple[int, int]]:
@@ -162,7 +158,7 @@ class Encoder:
         """
         texts, trials = (
             [text for text in some if not self._is_misread(text)]
-            for some in (texts, hostile([token["content"] for token in added_of(definition_of(self.tokenizer))]))
+            for some in (texts, hostile([token.content for token in self.tokenizer.added]))
         )
         verdict = Verdict(
             engine="tokenizers",
@@ -177,7 +173,7 @@ class Encoder:
         try:
             _ = self._fast
         except BaseException as problem:
-            _reraise_foreign(problem)
+            reraise_foreign(problem)
             missing = isinstance(problem, ImportError)
             verdict["why"] = "fastokens is not installed" if missing else f"fastokens refuses to load: {_said(problem)}"
             return verdict
@@ -200,7 +196,7 @@ class Encoder:
         try:
             return [*_rows(*self._encode_fast(texts))]
         except BaseException as problem:
-            _reraise_foreign(problem)
+            reraise_foreign(problem)
             if len(texts) == 1:
                 return [f"fastokens refuses a text: {_said(problem)}"]
             return [self._try_fast([text])[0] for text in texts]
@@ -223,7 +219,7 @@ class Encoder:
             try:
                 return self._encode_fast([text])[0]
             except BaseException as problem:
-                _reraise_foreign(problem)
+                reraise_foreign(problem)
         self.exactly += 1
         return self._encode_exactly([text])[0]
 
@@ -234,7 +230,7 @@ class Encoder:
         try:
             rows = self._exact.encode_batch_fast(list(texts), add_special_tokens=False)
         except BaseException as problem:
-            _reraise_foreign(problem)
+            reraise_foreign(problem)
             raise UsageError(
                 f"{self.tokenizer.path}: tokenizers cannot encode a text: {_said(problem)}",
                 "Give the tokenizer an unknown token, or byte fallback.",
@@ -247,7 +243,7 @@ class Encoder:
         return self._loading.result() if self._loading else self._load_fast()
 
     def _load_fast(self) -> Any:
-        return _taken("fastokens", self.tokenizer.sha256) or _fast_engine(self.tokenizer.definition())
+        return taken("fastokens", self.tokenizer.sha256) or engines.fast_engine(self.tokenizer.definition())
 
     @cached_property
     def _exact(self) -> tokenizers.Tokenizer:
@@ -256,7 +252,7 @@ class Encoder:
         except ImportError:
             raise UsageError("tokenizers is not installed", "pip install 'datakit-trainglue[hf]'") from None
         try:
-            engine = _taken("tokenizers", self.tokenizer.sha256) or Exact.from_str(self.tokenizer.definition())
+            engine = taken("tokenizers", self.tokenizer.sha256) or Exact.from_str(self.tokenizer.definition())
         except Exception as problem:
             raise UsageError(
                 f"{self.tokenizer.path}: tokenizers {_version('tokenizers')} cannot read it: {_said(problem)}",
@@ -267,60 +263,6 @@ class Encoder:
         engine.encode_special_tokens = self.tokenizer.split_special
         engine.post_processor = None  # it would trim spaces off the offsets
         return engine
-
-
-_early: dict[tuple[Engine, str], Any] = {}
-"""Engines that were loaded before anyone asked, by the hash of the text that defines them."""
-_loaders: dict[Engine, threading.Thread] = {}
-
-
-def load_early(path: str) -> None:
-    """Begin to load both engines of a tokenizer.json, each in a thread; an encoder of the same text takes them over."""
-    _limit_threads(1)
-    place = Path(path)
-    file = place / "tokenizer.json" if place.is_dir() else place
-    try:
-        if file.stat().st_size > LARGEST:
-            return
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return  # whoever needs the tokenizer will be told what is wrong with it
-    loads: dict[Engine, Callable[[str], Any]] = {"fastokens": _fast_engine, "tokenizers": _exact_engine}
-    for name, load in loads.items():
-        _loaders[name] = threading.Thread(target=_load_early, args=[name, load, text], daemon=True)
-        _loaders[name].start()
-
-
-def _load_early(name: Engine, load: Callable[[str], Any], text: str) -> None:
-    try:
-        _early[name, sha256(text.encode()).hexdigest()] = load(text)
-    except BaseException as problem:  # as above
-        _reraise_foreign(problem)
-
-
-def _taken(name: Engine, hash: str) -> Any:
-    """An engine that was loaded early, once."""
-    loader = _loaders.pop(name, None)
-    if loader is not None:
-        loader.join()
-    return _early.pop((name, hash), None)
-
-
-def _exact_engine(definition: str) -> Any:
-    return import_module("tokenizers").Tokenizer.from_str(definition)
-
-
-def _fast_engine(definition: str) -> Any:
-    engine = import_module("fastokens").Tokenizer.from_json_str(definition)
-    engine.no_truncation()
-    engine.no_padding()
-    return engine
-
-
-def _limit_threads(threads: int) -> None:
-    """Tell both engines before they start a pool: fastokens splits even one long text over a thread per core."""
-    os.environ["FASTOKENS_BPE_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
 
 
 def _rows(ids: Ids, offsets: Offsets) -> list[Ids]:
@@ -338,12 +280,6 @@ def _joined(rows: Sequence[Ids]) -> tuple[Ids, Offsets]:
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     return np.concatenate([np.empty(0, np.int32), *rows]), offsets
-
-
-def _reraise_foreign(problem: BaseException) -> None:
-    """Pass on what is not an error of an engine; a panic in Rust is no `Exception`."""
-    if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
-        raise problem
 
 
 def _said(problem: BaseException) -> str:
@@ -470,5 +406,6 @@ def hostile(added: Sequence[str]) -> list[str]:
 
 def _letters(draw: random.Random, plane: tuple[int, int], count: int) -> Iterator[str]:
     """Characters of a plane, with spaces and letters between."""
-    choose: Callable[[], str] = lambda: chr(draw.randrange(*plane))  # noqa: E731
-    return (choose() if draw.random() < 0.8 else draw.choice(" a1\n") for _ in range(count))
+    others = iter(draw.choices(" a1\n", k=count))
+    wide = map(chr, draw.choices(range(*plane), k=count))
+    return (letter if draw.random() < 0.8 else next(others) for letter in wide)

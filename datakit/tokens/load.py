@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import orjson
 
@@ -98,6 +98,18 @@ class Pad:
     by_length: bool
 
 
+class Added(NamedTuple):
+    """An added token: it is found in a text before anything else is, and `normalized` ones after the normalizer.
+
+    The `special` ones are control tokens, which decoding leaves out.
+    """
+
+    id: int
+    content: str
+    special: bool
+    normalized: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
     """A tokenizer as plain data; `to_json` and `from_json` carry it to other processes.
@@ -115,6 +127,7 @@ class Tokenizer:
         split_special: control tokens inside a text are encoded as ordinary text.
         byte_fallback: the vocabulary has tokens such as `<0x0A>` for the bytes of characters that it lacks.
         pad: the token for padding; None where there is no candidate.
+        added: the added tokens, control tokens among them.
         vocabulary: one more than the greatest id: the rows that an embedding needs.
         notes: what a user should know, a sentence each.
     """
@@ -132,19 +145,21 @@ class Tokenizer:
     split_special: bool
     byte_fallback: bool
     pad: Pad | None
+    added: tuple[Added, ...]
     vocabulary: int
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Strings, numbers, lists and mappings only."""
-        return asdict(self) | {"prefix": [*self.prefix], "suffix": [*self.suffix], "notes": [*self.notes]}
+        lists = {name: [*getattr(self, name)] for name in ("prefix", "suffix", "notes")}
+        return asdict(self) | lists | {"added": [[*token] for token in self.added]}
 
     @classmethod
     def from_json(cls, value: Json) -> Self:
         """The tokenizer that `to_json` was called on."""
         pad = value["pad"] and Pad(**value["pad"])
         tuples = {name: tuple(value[name]) for name in ("prefix", "suffix", "notes")}
-        return cls(**{**value, **tuples, "pad": pad})
+        return cls(**{**value, **tuples, "pad": pad, "added": tuple(Added(*token) for token in value["added"])})
 
     @property
     def add_bos(self) -> bool:
@@ -411,6 +426,10 @@ def _settled(
         suffix=suffix,
         byte_fallback=bool(document["model"].get("byte_fallback")),
         pad=_pad(special, ids, {token["content"] for token in added_of(document)}),
+        added=tuple(
+            Added(token["id"], token["content"], bool(token.get("special")), bool(token.get("normalized")))
+            for token in added_of(document)
+        ),
         vocabulary=max(ids.values(), default=-1) + 1,
         notes=tuple(notes),
     )

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datakit.tokens.encode import Encoder, Ids, Offsets
-from datakit.tokens.load import Tokenizer, added_of, definition_of, steps_of, vocabulary_of
+from datakit.tokens.load import Tokenizer, definition_of, steps_of, vocabulary_of
 
 Places = NDArray[Any]
 """Byte positions in the UTF-8 of a text, or of several joined: 32-bit integers where they suffice, else 64-bit ones."""
@@ -114,19 +114,20 @@ class Surfaces:
     """What each id stands for in a text.
 
     Attributes:
-        surface: the bytes of each id; empty for an id without a token.
+        raw: the surfaces one after the other, in any order.
+        begins, lengths: where the surface of each id stands there; an id without a token has none.
         literal: for a SentencePiece vocabulary, the pieces with a `▁`, as they are written.
         control: ids of added tokens, which end a stretch of text.
         leading: when a stretch has a space before it that is not in the text.
-        lengths: the length of each surface.
         heads, tails: its first and last eight bytes as numbers; a tail is of use where there are as many.
     """
 
-    surface: list[bytes]
+    raw: bytes
+    begins: NDArray[np.intp]
+    lengths: NDArray[np.int32]
     literal: Mapping[int, bytes]
     control: frozenset[int]
     leading: Leading
-    lengths: NDArray[np.int32]
     heads: NDArray[np.uint64]
     tails: NDArray[np.uint64]
 
@@ -134,15 +135,32 @@ class Surfaces:
     def of(cls, tokenizer: Tokenizer) -> Self:
         """The surfaces of a tokenizer; for one of an unknown kind they are its tokens, which seldom tile a text."""
         document = definition_of(tokenizer)
-        of_id, literal = _model_surfaces(document)
-        for added in added_of(document):
-            if added["id"] not in literal:  # in Gemma's vocabulary runs of spaces are both pieces and added tokens
-                of_id[added["id"]] = added["content"].encode()
-        surface = [of_id.get(id, b"") for id in range(tokenizer.vocabulary)]
-        lengths = np.fromiter(map(len, surface), np.int32, len(surface))
-        heads = np.frombuffer(b"".join(bytes[:WORD].ljust(WORD, b"\0") for bytes in surface), "<u8")
-        tails = np.frombuffer(b"".join(bytes[-WORD:].rjust(WORD, b"\0") for bytes in surface), "<u8")
-        return cls(surface, literal, _control(document), _leading(document), lengths, heads, tails)
+        tokens = [""] * tokenizer.vocabulary
+        for token, id in vocabulary_of(document).items():
+            tokens[id] = token
+        literal: dict[int, bytes] = {}
+        if _has(document, "pre_tokenizer", "pretokenizers", "ByteLevel"):
+            raw, lengths = _byte_level(tokens)
+        else:
+            literal = {id: token.encode() for id, token in enumerate(tokens) if LINE in token}
+            raw, lengths = _joined(_pieces(document, tokens))
+        begins = np.cumsum(lengths, dtype=np.intp) - lengths
+        # In Gemma's vocabulary runs of spaces are both pieces and added tokens.
+        added = {token.id: token.content.encode() for token in tokenizer.added if token.id not in literal}
+        more, sizes = _joined(list(added.values()))
+        ids = np.fromiter(added, np.intp, len(added))
+        begins[ids], lengths[ids] = len(raw) + np.cumsum(sizes, dtype=np.intp) - sizes, sizes
+        raw += more
+        read = _words(raw)
+        heads = read[begins] & _MASKS.take(lengths, mode="clip")
+        tails = read[np.maximum(begins + lengths - WORD, 0)]
+        leading = _leading(document)
+        return cls(raw, begins, lengths, literal, _control(tokenizer, leading), leading, heads, tails)
+
+    def surface(self, id: int) -> bytes:
+        """The bytes of an id."""
+        begin = int(self.begins[id])
+        return self.raw[begin : begin + int(self.lengths[id])]
 
     def positions(self, text: str, ids: Ids) -> tuple[Places, Places] | None:
         """First byte and end of each token; None where the surfaces do not prove them."""
@@ -166,8 +184,7 @@ class Surfaces:
         starts = ends - lengths
         if (int(ends[-1]) if len(ends) else 0) != len(raw):
             return None
-        # The eight bytes from any place of the text on as a number: an array whose items overlap.
-        read = np.ndarray((len(raw) + 1,), "<u8", raw + bytes(WORD), 0, (1,))
+        read = _words(raw)
         differing = read[starts]
         differing ^= self.heads.take(at)
         differing &= _MASKS.take(lengths, mode="clip")
@@ -177,7 +194,7 @@ class Surfaces:
         if not np.array_equal(read[ends[long] - WORD], self.tails.take(at[long])):
             return None
         longer = long[lengths[long] > 2 * WORD]
-        surfaces = map(self.surface.__getitem__, at[longer].tolist())
+        surfaces = map(self.surface, at[longer].tolist())
         return (starts, ends) if all(map(raw.startswith, surfaces, starts[longer].tolist())) else None
 
     def _walked(self, raw: bytes, ids: Ids) -> tuple[Places, Places] | None:
@@ -187,7 +204,7 @@ class Surfaces:
         ends: list[int] = []
         at, fresh = 0, True
         for id in ids.tolist():
-            surface = self.surface[id]
+            surface = self.surface(id)
             added = fresh and id not in self.control and self._adds_space(raw, at)
             if added:
                 surface = surface.removeprefix(b" ")
@@ -214,6 +231,11 @@ class Surfaces:
         return not begins and (self.leading == "unless" or at == 0)
 
 
+def _words(raw: bytes) -> NDArray[np.uint64]:
+    """The eight bytes from any place of a text on as a number: an array whose items overlap."""
+    return np.ndarray((len(raw) + 1,), "<u8", raw + bytes(WORD), 0, (1,))
+
+
 def _fits(lengths: Places) -> bool:
     """Whether the sum of some lengths is a 32-bit integer."""
     return int(lengths.sum(dtype=np.int64)) < 2**31
@@ -235,39 +257,50 @@ def _fit(raw: bytes, at: int, piece: bytes) -> int | None:
 # ---------------------------------------------------------------- from tokenizer.json
 
 
-def _model_surfaces(document: Mapping[str, Any]) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """The surface of each id of the model, and the pieces with a `▁` as they are written."""
-    vocabulary = vocabulary_of(document)
-    if _has(document, "pre_tokenizer", "pretokenizers", "ByteLevel"):
-        return {id: _byte_level(token) for token, id in vocabulary.items()}, {}
-    surfaces = {id: token.replace(LINE, " ").encode() for token, id in vocabulary.items()}
-    literal = {id: token.encode() for token, id in vocabulary.items() if LINE in token}
+def _pieces(document: Mapping[str, Any], tokens: Sequence[str]) -> list[bytes]:
+    """The surface of each piece of a vocabulary that is written as it is read, but for spaces and single bytes."""
+    surfaces = [token.replace(LINE, " ").encode() for token in tokens]
     if document["model"].get("byte_fallback"):
-        bytes_of = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
-        surfaces |= {vocabulary[token]: byte for token, byte in bytes_of.items() if token in vocabulary}
-    return surfaces, literal
+        vocabulary = vocabulary_of(document)
+        for byte in range(256):
+            if (token := f"<0x{byte:02X}>") in vocabulary:
+                surfaces[vocabulary[token]] = bytes([byte])
+    return surfaces
 
 
-def _alphabet() -> dict[int, str | None]:
-    """For `str.translate`: the byte, as Latin-1, that each character of a byte-level vocabulary stands for.
+def _joined(surfaces: Sequence[bytes]) -> tuple[bytes, NDArray[np.int32]]:
+    """Surfaces one after the other, and their lengths."""
+    return b"".join(surfaces), np.fromiter(map(len, surfaces), np.int32, len(surfaces))
+
+
+FOREIGN: Final = 0x100
+"""Stands for no byte."""
+
+
+def _alphabet() -> NDArray[np.uint16]:
+    """The byte that each character of a byte-level vocabulary stands for, by its code; `FOREIGN` for other characters.
 
     Bytes that print in Latin-1 stand for themselves. The others have the characters from U+0100 on, in order.
     """
     prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(256)) - set(prints))
-    foreign: dict[int, str | None] = dict.fromkeys(others, "\uffff")  # not Latin-1, so that encoding it fails
-    return foreign | {0x100 + at: chr(byte) for at, byte in enumerate(others)}
+    table = np.full(1 << 16, FOREIGN, np.uint16)
+    table[prints] = prints
+    table[0x100 : 0x100 + len(others)] = others
+    return table
 
 
 _ALPHABET: Final = _alphabet()
 
 
-def _byte_level(token: str) -> bytes:
-    """The bytes of a token; none for a token that is not written in the byte alphabet."""
-    try:
-        return token.translate(_ALPHABET).encode("latin-1")
-    except UnicodeEncodeError:
-        return b""
+def _byte_level(tokens: Sequence[str]) -> tuple[bytes, NDArray[np.int32]]:
+    """The bytes of tokens in the byte alphabet, one after the other, and their lengths; a foreign token has none."""
+    codes = _ALPHABET[np.frombuffer("".join(tokens).encode("utf-16-le"), np.uint16)]
+    if not (codes == FOREIGN).any():
+        return codes.astype(np.uint8).tobytes(), np.fromiter(map(len, tokens), np.int32, len(tokens))
+    # two codes for one character beyond the first plane, which is foreign anyway
+    foreign = [bool((_ALPHABET[[min(ord(letter), 0xFFFF) for letter in token]] == FOREIGN).any()) for token in tokens]
+    return _byte_level(["" if skipped else token for token, skipped in zip(tokens, foreign, strict=True)])
 
 
 def _has(document: Mapping[str, Any], part: str, inner: str, kind: str) -> bool:
@@ -287,7 +320,6 @@ def _leading(document: Mapping[str, Any]) -> Leading:
     return "never"
 
 
-def _control(document: Mapping[str, Any]) -> frozenset[int]:
+def _control(tokenizer: Tokenizer, leading: Leading) -> frozenset[int]:
     """The added tokens that end a stretch. A normalizer runs before those that are looked for in normalized text."""
-    early = _leading(document) == "always"
-    return frozenset(token["id"] for token in added_of(document) if not (early and token.get("normalized")))
+    return frozenset(token.id for token in tokenizer.added if not (leading == "always" and token.normalized))
