@@ -278,9 +278,7 @@ class Formatter:
                     state.reject(place, raw, notes)
                     continue
                 state.see(place, notes)
-            kept: dict[str, Any] = raw | record
-            if self.method.ids:
-                kept = {name: raw.get(name) for name in (ID, META, MARGIN)}
+            kept = {name: raw.get(name) for name in (ID, META, MARGIN)} if self.method.ids else raw | record
             yield _Row(place, kept, job)
 
     def _suspicious(self, batch: pa.RecordBatch) -> bool:

@@ -199,7 +199,7 @@ class Jobs:
             spans = [span for span in spans if not self._matches(messages[span.message].get("content"))]
         if self.train_on == "last":
             spans = spans[-1:]
-        return [(span.start, span.end) for span in spans]
+        return [(start, end) for _, start, end in spans]
 
     def _matches(self, content: Any) -> bool:
         """Whether an answer is one of those that are left out."""

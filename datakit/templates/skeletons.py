@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import add
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -39,8 +38,22 @@ class _Skeleton:
     fixed: tuple[str, ...]
     forms: tuple[int, ...]
     spans: tuple[tuple[int, int, int], ...]
-    """(message, characters before the text, characters behind it)"""
+    """(message, start, end), less the characters of all texts before the two places"""
     proof: Proof
+
+
+class Plain(NamedTuple):
+    """A row whose messages are a role and a text that is not blank.
+
+    Attributes:
+        key: its roles, and the arguments of the template.
+        texts: of its messages.
+        bare: whether none of them has white space around it.
+    """
+
+    key: Key
+    texts: Sequence[str]
+    bare: bool
 
 
 class Skeletons:
@@ -50,72 +63,72 @@ class Skeletons:
         self._known: dict[Key, list[_Skeleton]] = {}
         self.hits = self.misses = 0
 
-    def predict(self, key: Key, messages: Sequence[Mapping[str, Any]], trims: bool) -> tuple[str, Proof] | None:
-        """What a blind template prints for a row of this shape, and its proof; None where none was proven yet.
+    def predict(self, row: Plain, trims: bool) -> tuple[str, Proof] | None:
+        """What a blind template prints for a row, and its proof; None where no row of this shape was proven yet.
 
         Args:
+            row: the row.
             trims: whether the template may take white space off a text; a row with any is then not predicted.
         """
-        variants = self._known.get(key)
-        if not variants:
-            return None
-        texts = [message["content"] for message in messages]
-        if trims and any(text[0].isspace() or text[-1].isspace() for text in texts):
+        variants = self._known.get(row.key)
+        if not variants or (trims and not row.bare):
             return None
         self.hits += 1
-        return _mixed(variants[0], texts), _fill(variants[0], texts)
+        return _mixed(variants[0], row.texts), _fill(variants[0], row.texts)
 
-    def match(self, key: Key | None, messages: Sequence[Mapping[str, Any]], text: str) -> Proof | None:
-        """The proof of a row that a skeleton fits."""
-        for known in self._known.get(key, ()) if key is not None else ():
-            texts = [
-                FORMS[form](m["content"]) if form else m["content"]
-                for m, form in zip(messages, known.forms, strict=True)
-            ]
+    def match(self, row: Plain, text: str) -> Proof | None:
+        """The proof of a row that a skeleton fits, printed as this text."""
+        for known in self._known.get(row.key, ()):
+            texts = [FORMS[form](own) if form else own for own, form in zip(row.texts, known.forms, strict=True)]
             if _mixed(known, texts) == text:
                 self.hits += 1
                 return _fill(known, texts)
         self.misses += 1
         return None
 
-    def learn(self, key: Key | None, messages: Sequence[Mapping[str, Any]], output: Output, proof: Proof) -> None:
-        """Keep the skeleton of a proven row, if it is plain and every text stands in it once."""
-        if key is None or proof.lost:
+    def learn(self, row: Plain, output: Output, proof: Proof) -> None:
+        """Keep the skeleton of a proven row, if every text stands in it once."""
+        if proof.lost:
             return
-        if [run.origin for run in output.data] != [(number, "content", 0) for number in range(len(messages))]:
+        if [run.origin for run in output.data] != [(number, "content", 0) for number in range(len(row.texts))]:
             return
         fixed, forms, at = [], [], 0
-        for run, message in zip(output.data, messages, strict=True):
+        for run, own in zip(output.data, row.texts, strict=True):
             text = output.text[run.start : run.end]
-            form = next((n for n, made in enumerate(FORMS) if made(message["content"]) == text), None)
+            form = next((n for n, made in enumerate(FORMS) if made(own) == text), None)
             if form is None:
                 return
             fixed.append(output.text[at : run.start])
             forms.append(form)
             at = run.end
         fixed.append(output.text[at:])
-        runs = output.data
+        before = list(accumulate((run.end - run.start for run in output.data), initial=0))
         spans = tuple(
-            (span.message, runs[span.message].start - span.start, span.end - runs[span.message].end)
+            (span.message, span.start - before[span.message], span.end - before[span.message + 1])
             for span in proof.spans
         )
-        variants = self._known.setdefault(key, []) if len(self._known) < SHAPES else self._known.get(key, [])
+        variants = self._known.setdefault(row.key, []) if len(self._known) < SHAPES else self._known.get(row.key, [])
         variants.insert(0, _Skeleton(tuple(fixed), tuple(forms), spans, proof))
         del variants[VARIANTS:]
 
 
-def shape(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str, Any] | None) -> Key | None:
-    """The key of a plain row; None for other rows."""
+def plain(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str, Any] | None) -> Plain | None:
+    """A row as its roles and texts; None where there is more to it."""
     if tools:
         return None
-    roles = []
+    roles, texts, bare = [], [], True
     for message in messages:
         content = message.get("content")
-        if len(message) != 2 or type(content) is not str or not content or content.isspace():
+        if len(message) != 2 or type(content) is not str:
             return None
+        inner = content.strip()
+        if not inner:
+            return None
+        bare = bare and len(inner) == len(content)
         roles.append(message["role"])
+        texts.append(content)
     key = tuple(roles)
-    return (key, orjson.dumps(kwargs, option=orjson.OPT_SORT_KEYS)) if kwargs else key
+    return Plain((key, orjson.dumps(kwargs, option=orjson.OPT_SORT_KEYS)) if kwargs else key, texts, bare)
 
 
 def _mixed(known: _Skeleton, texts: Sequence[str]) -> str:
@@ -127,9 +140,6 @@ def _mixed(known: _Skeleton, texts: Sequence[str]) -> str:
 
 
 def _fill(known: _Skeleton, texts: Sequence[str]) -> Proof:
-    ends = list(accumulate(map(add, map(len, known.fixed), map(len, texts))))
-    spans = [
-        Span(number, ends[number] - len(texts[number]) - before, ends[number] + behind)
-        for number, before, behind in known.spans
-    ]
+    before = list(accumulate(map(len, texts), initial=0))
+    spans = [Span(number, start + before[number], end + before[number + 1]) for number, start, end in known.spans]
     return Proof(spans, known.proof.marked, known.proof.unended, [])

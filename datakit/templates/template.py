@@ -14,7 +14,7 @@ from datakit.templates.blind import Sight
 from datakit.templates.compiler import TrackedEnvironment, as_tracked
 from datakit.templates.environment import Environment, Refused, variables
 from datakit.templates.output import Interval, Output, read
-from datakit.templates.skeletons import Skeletons, shape
+from datakit.templates.skeletons import Skeletons, plain
 from datakit.templates.spans import Proof, Prover, Row, Unproven
 
 Messages = Sequence[Mapping[str, Any]]
@@ -96,14 +96,14 @@ class Template:
             Refused: the template refuses the row.
             Unproven: the law cannot be shown; with the reason.
         """
-        key = shape(messages, tools, kwargs)
-        if key is not None and self.sight is not Sight.LOOKS:
-            made = self.skeletons.predict(key, messages, self.sight is Sight.TRIMS)
+        simple = plain(messages, tools, kwargs)
+        if simple is not None and self.sight is not Sight.LOOKS:
+            made = self.skeletons.predict(simple, self.sight is Sight.TRIMS)
             if made is not None:
                 self._look_at(made[0], messages, tools, kwargs)
                 return made
         text = self.render(messages, tools, kwargs)
-        known = self.skeletons.match(key, messages, text)
+        known = self.skeletons.match(simple, text) if simple is not None else None
         if known is not None:
             return text, known
         try:
@@ -124,7 +124,8 @@ class Template:
             proof = self.prover.prove(row, self._marks(output, messages, tools, kwargs))
         except Refused as refused:
             raise Unproven(f"a part of the conversation cannot be rendered: {refused}") from None
-        self.skeletons.learn(key, messages, output, proof)
+        if simple is not None:
+            self.skeletons.learn(simple, output, proof)
         return text, proof
 
     def _look_at(self, text: str, messages: Messages, tools: Any, kwargs: Mapping[str, Any] | None) -> None:

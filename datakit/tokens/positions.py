@@ -20,24 +20,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, cast
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from datakit.tokens.encode import Encoder, Ids, Offsets
 from datakit.tokens.load import Tokenizer, definition_of, steps_of, vocabulary_of
 
 Places = NDArray[Any]
-"""Byte positions in the UTF-8 of a text, or of several joined: 32-bit integers where they suffice, else 64-bit ones."""
+"""Byte positions in the UTF-8 of a text, or of several joined."""
 
 LINE: Final = "\u2581"
 """What SentencePiece writes for a space."""
 _LINE: Final = LINE.encode()
-
-WORD: Final = 8
-"""Bytes that are compared at once."""
-_MASKS: Final = np.array([(1 << 8 * length) - 1 for length in range(WORD + 1)], "<u8")
 
 Leading = Literal["never", "always", "unless", "first"]
 """When a stretch of text gets a space before it: never, always, unless it has one, at the start of the text unless it
@@ -114,22 +111,16 @@ class Surfaces:
     """What each id stands for in a text.
 
     Attributes:
-        raw: the surfaces one after the other, in any order.
-        begins, lengths: where the surface of each id stands there; an id without a token has none.
+        table: the bytes of each id; none for an id without a token.
         literal: for a SentencePiece vocabulary, the pieces with a `▁`, as they are written.
         control: ids of added tokens, which end a stretch of text.
         leading: when a stretch has a space before it that is not in the text.
-        heads, tails: its first and last eight bytes as numbers; a tail is of use where there are as many.
     """
 
-    raw: bytes
-    begins: NDArray[np.intp]
-    lengths: NDArray[np.int32]
+    table: pa.LargeBinaryArray
     literal: Mapping[int, bytes]
     control: frozenset[int]
     leading: Leading
-    heads: NDArray[np.uint64]
-    tails: NDArray[np.uint64]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self:
@@ -140,62 +131,44 @@ class Surfaces:
             tokens[id] = token
         literal: dict[int, bytes] = {}
         if _has(document, "pre_tokenizer", "pretokenizers", "ByteLevel"):
-            raw, lengths = _byte_level(tokens)
+            table = _byte_level(tokens)
         else:
             literal = {id: token.encode() for id, token in enumerate(tokens) if LINE in token}
-            raw, lengths = _joined(_pieces(document, tokens))
-        begins = np.cumsum(lengths, dtype=np.intp) - lengths
+            table = pa.array(_pieces(document, tokens), pa.large_binary())
         # In Gemma's vocabulary runs of spaces are both pieces and added tokens.
         added = {token.id: token.content.encode() for token in tokenizer.added if token.id not in literal}
-        more, sizes = _joined(list(added.values()))
-        ids = np.fromiter(added, np.intp, len(added))
-        begins[ids], lengths[ids] = len(raw) + np.cumsum(sizes, dtype=np.intp) - sizes, sizes
-        raw += more
-        read = _words(raw)
-        heads = read[begins] & _MASKS.take(lengths, mode="clip")
-        tails = read[np.maximum(begins + lengths - WORD, 0)]
+        places = np.arange(len(tokens))
+        places[list(added)] = len(tokens) + np.arange(len(added))
+        both: Any = pa.concat_arrays([table, pa.array(list(added.values()), pa.large_binary())])
         leading = _leading(document)
-        return cls(raw, begins, lengths, literal, _control(tokenizer, leading), leading, heads, tails)
+        return cls(both.take(_arrow(places)), literal, _control(tokenizer, leading), leading)
 
     def surface(self, id: int) -> bytes:
         """The bytes of an id."""
-        begin = int(self.begins[id])
-        return self.raw[begin : begin + int(self.lengths[id])]
+        surface: bytes = self.table[id].as_py()
+        return surface
 
     def positions(self, text: str, ids: Ids) -> tuple[Places, Places] | None:
         """First byte and end of each token; None where the surfaces do not prove them."""
         raw = text.encode()
-        return self._tiled(raw, ids) or self._walked(raw, ids)
+        bounds = self._tiled(raw, ids)
+        return self._walked(raw, ids) if bounds is None else (bounds[:-1], bounds[1:])
 
     def positions_of_batch(
         self, joined: str, bases: Places, ids: Ids, offsets: Offsets
     ) -> tuple[Places, Places] | None:
         """The same in many texts joined, which begin at `bases`; None where one of them cannot be proven this way."""
-        found = self._tiled(joined.encode(), ids)
-        if found is None or not np.array_equal(np.append(0, found[1])[offsets], bases):
-            return None
-        return found
+        bounds = self._tiled(joined.encode(), ids)
+        return None if bounds is None or not np.array_equal(bounds[offsets], bases) else (bounds[:-1], bounds[1:])
 
-    def _tiled(self, raw: bytes, ids: Ids) -> tuple[Places, Places] | None:
-        """Positions by cumulative lengths, if the surfaces joined are the text."""
-        at = ids.astype(np.intp)
-        lengths = self.lengths.take(at)
-        ends: Places = np.cumsum(lengths, dtype=np.int32 if _fits(lengths) else np.int64)
-        starts = ends - lengths
-        if (int(ends[-1]) if len(ends) else 0) != len(raw):
+    def _tiled(self, raw: bytes, ids: Ids) -> Places | None:
+        """Where each token begins, with the end of the last, if the surfaces joined are the text."""
+        buffers: Any = self.table.take(_arrow(ids)).buffers()
+        bounds = np.frombuffer(buffers[1], np.int64, len(ids) + 1)
+        size = int(bounds[-1])
+        if size != len(raw) or (size and not buffers[2].slice(0, size).equals(pa.py_buffer(raw))):
             return None
-        read = _words(raw)
-        differing = read[starts]
-        differing ^= self.heads.take(at)
-        differing &= _MASKS.take(lengths, mode="clip")
-        if differing.any():
-            return None
-        long = np.flatnonzero(lengths > WORD)
-        if not np.array_equal(read[ends[long] - WORD], self.tails.take(at[long])):
-            return None
-        longer = long[lengths[long] > 2 * WORD]
-        surfaces = map(self.surface, at[longer].tolist())
-        return (starts, ends) if all(map(raw.startswith, surfaces, starts[longer].tolist())) else None
+        return bounds
 
     def _walked(self, raw: bytes, ids: Ids) -> tuple[Places, Places] | None:
         """Positions by a walk along the text, which decides what a `▁` stands for."""
@@ -231,16 +204,6 @@ class Surfaces:
         return not begins and (self.leading == "unless" or at == 0)
 
 
-def _words(raw: bytes) -> NDArray[np.uint64]:
-    """The eight bytes from any place of a text on as a number: an array whose items overlap."""
-    return np.ndarray((len(raw) + 1,), "<u8", raw + bytes(WORD), 0, (1,))
-
-
-def _fits(lengths: Places) -> bool:
-    """Whether the sum of some lengths is a 32-bit integer."""
-    return int(lengths.sum(dtype=np.int64)) < 2**31
-
-
 def _fit(raw: bytes, at: int, piece: bytes) -> int | None:
     """The end of a piece that stands in the text from `at` on, each `▁` of it for a space or for itself."""
     for number, part in enumerate(piece.split(_LINE)):
@@ -268,11 +231,6 @@ def _pieces(document: Mapping[str, Any], tokens: Sequence[str]) -> list[bytes]:
     return surfaces
 
 
-def _joined(surfaces: Sequence[bytes]) -> tuple[bytes, NDArray[np.int32]]:
-    """Surfaces one after the other, and their lengths."""
-    return b"".join(surfaces), np.fromiter(map(len, surfaces), np.int32, len(surfaces))
-
-
 FOREIGN: Final = 0x100
 """Stands for no byte."""
 
@@ -293,14 +251,28 @@ def _alphabet() -> NDArray[np.uint16]:
 _ALPHABET: Final = _alphabet()
 
 
-def _byte_level(tokens: Sequence[str]) -> tuple[bytes, NDArray[np.int32]]:
-    """The bytes of tokens in the byte alphabet, one after the other, and their lengths; a foreign token has none."""
+def _byte_level(tokens: Sequence[str]) -> pa.LargeBinaryArray:
+    """The bytes of tokens in the byte alphabet; none for a foreign token."""
     codes = _ALPHABET[np.frombuffer("".join(tokens).encode("utf-16-le"), np.uint16)]
-    if not (codes == FOREIGN).any():
-        return codes.astype(np.uint8).tobytes(), np.fromiter(map(len, tokens), np.int32, len(tokens))
-    # two codes for one character beyond the first plane, which is foreign anyway
-    foreign = [bool((_ALPHABET[[min(ord(letter), 0xFFFF) for letter in token]] == FOREIGN).any()) for token in tokens]
-    return _byte_level(["" if skipped else token for token, skipped in zip(tokens, foreign, strict=True)])
+    if (codes == FOREIGN).any():
+        return _byte_level(["" if _is_foreign(token) else token for token in tokens])
+    ends = np.zeros(len(tokens) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, tokens), np.int64, len(tokens)), out=ends[1:])
+    buffers: list[Any] = [None, _buffer(ends), _buffer(codes.astype(np.uint8))]
+    return cast(pa.LargeBinaryArray, pa.Array.from_buffers(pa.large_binary(), len(tokens), buffers))
+
+
+def _is_foreign(token: str) -> bool:
+    return any(_ALPHABET[min(ord(letter), 0xFFFF)] == FOREIGN for letter in token)
+
+
+def _arrow(numbers: NDArray[Any]) -> pa.Array[Any]:
+    """An array of numbers as one of Arrow, by reference; given the array itself, Arrow would look for pandas."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, _buffer(numbers)])
+
+
+def _buffer(numbers: Any) -> pa.Buffer:
+    return pa.py_buffer(numbers)
 
 
 def _has(document: Mapping[str, Any], part: str, inner: str, kind: str) -> bool:
