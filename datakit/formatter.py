@@ -39,6 +39,10 @@ MARGIN: Final = "margin"
 
 SECONDS: Final = 20.0
 """Time that a look at sampled rows may take."""
+LETTERS: Final = 1 << 18
+"""Characters on which engines are compared, about."""
+PLACES: Final = 4
+"""Places in the data that are looked at; each costs the reading of a row group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +250,27 @@ class Formatter:
 
         return finish(self, rows, state)
 
-    def sample(self, files: Sequence[str], count: int) -> Iterator[_Row]:
-        """The first rows of shards, and rows from their middle."""
-        state = _Block(self.plan, "")
-        for file in files:
-            rows = layout_of(file)
-            for part in sorted({0, len(rows) // 2}) if rows else ():
-                for batch in read_batches((file, part, 0, min(rows[part][0], count)), self.needed):
-                    yield from self._jobs(batch, state)
+    def sample(self, files: Sequence[str], count: int) -> list[str]:
+        """Texts of the data: of rows from places that are spread over all shards, as many of each.
+
+        Args:
+            files: shards.
+            count: how many texts, unless they are long (`LETTERS`) or slow to render (`SECONDS`).
+        """
+        state, until = _Block(self.plan, ""), monotonic() + SECONDS
+        texts: list[str] = []
+        places = list(_places(files))
+        for file, group, rows in places:
+            each = -(-count // len(places))
+            size, wanted = 0, len(texts) + each
+            head = read_batches((file, group, 0, min(rows, each)), self.needed)
+            for row in (row for batch in head for row in self._jobs(batch, state)):
+                own = [text.text for text in row.job.texts.values()]
+                texts += own
+                size += sum(map(len, own))
+                if len(texts) >= wanted or size * len(places) >= LETTERS or monotonic() > until:
+                    break
+        return texts
 
     def _jobs(self, batch: pa.RecordBatch, state: _Block) -> Iterator[_Row]:
         suspicious = self.control is not None and self._suspicious(batch)
@@ -437,7 +454,7 @@ def probe(path: str, step: Mapping[str, Any], files: Sequence[str], count: int) 
         path: the tokenizer, for messages.
         step: the plan as JSON.
         files: shards to take rows from.
-        count: rows to compare the engines on.
+        count: texts to compare the engines on.
 
     Returns:
         `refused`: why the template does not compile; `changing`: names in it that make its text change by the day;
@@ -452,14 +469,25 @@ def probe(path: str, step: Mapping[str, Any], files: Sequence[str], count: int) 
         changing = never_the_same(plan.template) if plan.template else []
     except Refused as refused:
         return {"refused": str(refused), "changing": [], "verdict": None}
-    until = monotonic() + SECONDS
-    texts: list[str] = []
-    for row in formatter.sample(files, count):
-        texts += [text.text for text in row.job.texts.values()]
-        if len(texts) >= count or monotonic() > until:
-            break
+    verdict = formatter.encoder.compare(formatter.sample(files, count))
     _at_hand = formatter
-    return {"refused": "", "changing": changing, "verdict": formatter.encoder.compare(texts[:count])}
+    return {"refused": "", "changing": changing, "verdict": verdict}
+
+
+def _places(files: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """Row groups that are spread over shards, in order: (file, group, rows)."""
+    chosen = _spread(files, PLACES)
+    for file in chosen:
+        groups = [(group, rows) for group, (rows, _) in enumerate(layout_of(file)) if rows]
+        for group, rows in _spread(groups, -(-PLACES // len(chosen))):
+            yield file, group, rows
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most so many items, from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[at * (len(items) - 1) // max(1, count - 1)] for at in range(count)]
 
 
 def pieces(path: str, tokenizer: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[list[str]]:

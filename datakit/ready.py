@@ -37,7 +37,7 @@ from datakit.workers import Pool
 CONTROL: Final = ("error", "escape", "quarantine", "allow")
 TRAIN_ON: Final = ("all", "last", "tagged", "everything")
 SAMPLE: Final = 256
-"""Rows on which the two engines are compared."""
+"""Texts on which the two engines are compared."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,9 @@ from datakit.checks.formatting import FORMATTING
 from datakit.control import ESCAPE, ControlTokens
 from datakit.errors import UsageError
 from datakit.fit import POLICIES
+from datakit.formatter import _places, _spread
 from datakit.labels import IGNORED
+from datakit.shards import Shards
 from tests.conversations import CORPORA, ORDINARY, TOOLS
 from tests.small_tokenizers import chatml, llama, shards, turns
 
@@ -171,6 +173,17 @@ RAISED: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "DK713": ([{"prompt": "the ques", "completion": "tion"}], {}),
     "DK714": (chats(("a", "b " * 40)), {"max_length": 20, "truncation": "keep_start"}),
 }
+
+
+def test_engines_are_compared_on_rows_from_all_over_the_data(tmp_path):
+    folders = [
+        shards(tmp_path / name, [{"messages": turns(f"{name} {number}", "yes")} for number in range(6)])
+        for name in ("first", "second", "third")
+    ]
+    files = [path for folder in folders for path in Shards.open(folder).paths]
+    assert list(_places(files)) == [(file, 0, 6) for file in files]
+    assert _spread(range(10), 4) == [0, 3, 6, 9]
+    assert _spread([7, 8], 4) == [7, 8]
 
 
 @pytest.mark.parametrize("id", [check.id for check in FORMATTING])
