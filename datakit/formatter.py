@@ -62,6 +62,7 @@ class FormatStep:
         now: the pinned time in ISO form, or None.
         render_only: texts instead of ids.
         side, optional: extra columns of the input.
+        kept: columns of the input that say where its rows came from, besides those that all shards have.
         verdict: which engine encodes, and what was compared.
         severities: check id -> severity.
         encode: False where only lengths are wanted.
@@ -87,6 +88,7 @@ class FormatStep:
     render_only: bool = False
     side: Mapping[str, Type] = field(default_factory=dict)
     optional: Sequence[str] = ()
+    kept: Sequence[str] = ()
     verdict: Mapping[str, Any] | None = None
     severities: Mapping[str, str] = field(default_factory=dict)
     encode: bool = True
@@ -144,6 +146,7 @@ class FormatStep:
             fields.append(pa.field(TRAINED, pa.int32(), nullable=False))
         if not self.pack:
             fields += [pa.field(ID, pa.string()), pa.field(SOURCE, pa.string()), pa.field(ROW, pa.int64())]
+            fields += [pa.field(name, pa.string()) for name in self.kept]
         return pa.schema(fields)
 
     def to_json(self) -> dict[str, Any]:
@@ -186,6 +189,10 @@ class _Row:
     place: list[Any]
     raw: dict[str, Any]
     job: Job
+
+    def origin(self, kept: Sequence[str]) -> dict[str, Any]:
+        """The columns that say where it came from."""
+        return {ID: self.raw.get(ID), SOURCE: self.place[0], ROW: self.place[1], **{n: self.raw.get(n) for n in kept}}
 
 
 class Formatter:
@@ -231,11 +238,16 @@ class Formatter:
         """The columns of shards that are read; None for all, where rows go on as they are."""
         if self.plan.render_only or self.method.ids in ("", "reward"):  # a reward's margin may stand anywhere
             return None
-        return (*self.columns, *self.plan.optional, ID, SOURCE, ROW)
+        return (*self.columns, *self.plan.optional, ID, SOURCE, ROW, *self.plan.kept)
 
     @cached_property
     def columns(self) -> list[str]:
         return [column.name for column in self.plan.source.columns]
+
+    @cached_property
+    def rest(self) -> tuple[str, ...]:
+        """What is kept of a row whose texts become ids."""
+        return (ID, META, MARGIN, *self.plan.kept)
 
     # ------------------------------------------------------------ rows to jobs
 
@@ -295,7 +307,7 @@ class Formatter:
                     state.reject(place, raw, notes)
                     continue
                 state.see(place, notes)
-            kept = {name: raw.get(name) for name in (ID, META, MARGIN)} if self.method.ids else raw | record
+            kept = {name: raw.get(name) for name in self.rest} if self.method.ids else raw | record
             yield _Row(place, kept, job)
 
     def _suspicious(self, batch: pa.RecordBatch) -> bool:
@@ -347,7 +359,7 @@ class Formatter:
             if not state.fits(row.place, row.raw, size):
                 continue
             values = {} if self.method.ids else dict(row.raw)
-            values |= {LENGTH: size, ID: row.raw.get(ID), SOURCE: row.place[0], ROW: row.place[1], **row.job.extra}
+            values |= {LENGTH: size, **row.origin(self.plan.kept), **row.job.extra}
             if "chat_template_kwargs" in columns:
                 values["chat_template_kwargs"] = values.get("chat_template_kwargs") or {}
             if self.plan.render_only:

@@ -27,7 +27,7 @@ from datakit.output import manifest as manifests
 from datakit.plan import open_folder
 from datakit.reading.sources import Source
 from datakit.report import Budget
-from datakit.schema import Layout, layout
+from datakit.schema import KEPT, Layout, layout
 from datakit.sizes import Lengths
 from datakit.step import SourcePlan
 from datakit.tokens.load import Tokenizer
@@ -181,7 +181,8 @@ def make(request: FormatRequest, pool: Pool, encode: bool = True) -> FormatPlan:
     source = layout(manifest["kind"], manifest["form"], manifest["conversational"])
     method = method_for(source.kind, request.method)
     _check_policy(request, method)
-    optional = [c["name"] for c in manifest["columns"] if c["name"] in ("tools", "chat_template_kwargs", "images")]
+    names = [column["name"] for column in manifest["columns"]]
+    optional = [name for name in names if name in ("tools", "chat_template_kwargs", "images")]
     if "images" in optional and method.ids:
         raise UsageError(
             f"{found[0].path}: rows with images",
@@ -210,6 +211,7 @@ def make(request: FormatRequest, pool: Pool, encode: bool = True) -> FormatPlan:
         request.render_only,
         _side(manifest, method),
         optional,
+        [column.name for column in KEPT if column.name in names],
         severities=_severities(request),
         encode=encode,
         columns=request.layout,

@@ -180,14 +180,17 @@ class _Sequences:
             "labels": pack.lists(batch.offsets, batch.labels),
             LENGTH: pa.array(batch.sizes.astype(np.int32)),
             TRAINED: pa.array(batch.trained.astype(np.int32)),
-            ID: [row.raw.get(ID) for row in rows],
-            SOURCE: [row.place[0] for row in rows],
-            ROW: [row.place[1] for row in rows],
+            **self._origins(rows),
         }
         if not self.plan.pack:
             for row in rows:
                 self.state.keep(row.place, 1)
         return self._packed(columns, len(rows))
+
+    def _origins(self, rows: Sequence[_Row]) -> dict[str, list[Any]]:
+        """The columns that say where rows came from."""
+        places = {SOURCE: [row.place[0] for row in rows], ROW: [row.place[1] for row in rows]}
+        return places | {name: [row.raw.get(name) for row in rows] for name in (ID, *self.plan.kept)}
 
     def _one_by_one(self, batch: _Batch, bad: Mapping[int, Finding]) -> Result:
         made: list[tuple[fit.Fit, _Row]] = []
@@ -212,9 +215,7 @@ class _Sequences:
             "labels": pack.lists(bounds, labels),
             LENGTH: pa.array(np.array(sizes, np.int32)),
             TRAINED: pa.array(np.array([_trained(piece.labels) for piece, _ in made], np.int32)),
-            ID: [row.raw.get(ID) for _, row in made],
-            SOURCE: [row.place[0] for _, row in made],
-            ROW: [row.place[1] for _, row in made],
+            **self._origins([row for _, row in made]),
         }
         return self._packed(columns, used)
 
@@ -303,7 +304,7 @@ class _Answers:
             values = self._values(row, own)
             if values is None:
                 continue
-            values |= {ID: row.raw.get(ID), SOURCE: row.place[0], ROW: row.place[1], **row.job.extra}
+            values |= {**row.origin(self.plan.kept), **row.job.extra}
             if "margin" in columns:
                 values["margin"] = _margin(row.raw)
             for name, column in columns.items():

@@ -180,7 +180,7 @@ def test_engines_are_compared_on_rows_from_all_over_the_data(tmp_path):
         shards(tmp_path / name, [{"messages": turns(f"{name} {number}", "yes")} for number in range(6)])
         for name in ("first", "second", "third")
     ]
-    files = [path for folder in folders for path in Shards.open(folder).paths]
+    files = [str(path) for folder in folders for path in Shards.open(folder).paths]
     assert list(_places(files)) == [(file, 0, 6) for file in files]
     assert _spread(range(10), 4) == [0, 3, 6, 9]
     assert _spread([7, 8], 4) == [7, 8]

@@ -739,6 +739,7 @@ def test_formatted_rows_there_and_back(folder, tokenizer, style):
     datakit.format(texts_, labelled, **options).raise_for_status()
     assert [content(row) for row in rows_of(ids)] == [content(row) for row in rows_of(labelled)]
     assert [row["dk_length"] for row in rows_of(ids)] == [row["dk_length"] for row in rows_of(labelled)]
+    same(ready, folder.pair(labelled)[0])  # they still know which were one pair
     prepared = datakit.load(ids).manifest["plan"]["prepared"]
     assert prepared["tokenizer"] == datakit.load(labelled).manifest["plan"]["prepared"]["tokenizer"]
     crossed, report = folder.pair(ids, by="prompt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -285,6 +286,21 @@ def test_a_run_goes_on_with_the_same_losses(tiny, tmp_path):
     assert [session["status"] for session in sessions] == ["finished", "finished"]
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["folder", "stream"])
+def test_a_run_goes_on_from_every_checkpoint(streamed, tiny, recipe, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 7, "save_total_limit": None}
+    if streamed:  # more rows than the recipe has, so that it begins again
+        options |= {"data": recipe, "streaming": True, "max_steps": (ROWS + 5) // 2 + 3}
+    whole = sft(tiny, tmp_path, **options)
+    whole.add_callback(_Copies(tmp_path / "run", tmp_path))
+    whole.train()
+    for step in range(1, options["max_steps"]):
+        again = sft(tiny, tmp_path / f"at {step}", **options, resume=True)
+        again.train()
+        assert losses(again) == pytest.approx(losses(whole), rel=1e-6), f"from step {step}"
+    assert len(losses(whole)) == options["max_steps"]
+
+
 def test_going_on_with_other_rows_is_refused(tiny, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     sft(tiny, tmp_path, **saves).train()
@@ -400,6 +416,16 @@ def test_a_row_that_the_trainer_leaves_out_is_named(tiny, tmp_path, monkeypatch)
     row = list(datakit.load(tiny.formatted("dpo")).rows(all=True))[1]
     assert f"left out {ROWS - 3} rows of {ROWS}" in caught.value.message
     assert row["dk_id"] in caught.value.message
+
+
+class _Copies(TrainerCallback):
+    """Copies the run folder at every save: what is left where a run is killed then."""
+
+    def __init__(self, folder, into):
+        self.folder, self.into = folder, into
+
+    def on_save(self, args, state, control, **_):
+        shutil.copytree(self.folder, self.into / f"at {state.global_step}" / "run")
 
 
 class _Stop(TrainerCallback):
