@@ -288,17 +288,17 @@ def test_a_run_goes_on_with_the_same_losses(tiny, tmp_path):
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["folder", "stream"])
 def test_a_run_goes_on_from_every_checkpoint(streamed, tiny, recipe, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 7, "save_total_limit": None}
-    if streamed:  # more rows than the recipe has, so that it begins again
-        options |= {"data": recipe, "streaming": True, "max_steps": (ROWS + 5) // 2 + 3}
+    steps = (ROWS + 5) // 2 + 3 if streamed else 7  # more than the recipe has rows for, so that it begins again
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": steps, "save_total_limit": None}
+    options |= {"data": recipe, "streaming": True} if streamed else {}
     whole = sft(tiny, tmp_path, **options)
     whole.add_callback(_Copies(tmp_path / "run", tmp_path))
     whole.train()
-    for step in range(1, options["max_steps"]):
+    for step in range(1, steps):
         again = sft(tiny, tmp_path / f"at {step}", **options, resume=True)
         again.train()
         assert losses(again) == pytest.approx(losses(whole), rel=1e-6), f"from step {step}"
-    assert len(losses(whole)) == options["max_steps"]
+    assert len(losses(whole)) == steps
 
 
 def test_going_on_with_other_rows_is_refused(tiny, tmp_path):
