@@ -3,7 +3,8 @@
     python benchmarks/unpair.py [--pairs 100000] [--runs 3] [--out benchmarks/results/unpair.json]
 
 Each side in its own process, in turn (A B C, A B C, ...), from the same shards to Parquet on disk; the clock runs from
-open to written, without imports and, for TRL, without the import of the rows into its Arrow cache. Generated pairs of
+open to written, without imports (pandas among them, which pyarrow loads with its first array) and, for TRL, without the
+import of the rows into its Arrow cache. Generated pairs of
 about 1 KB, none twice; warm page cache; zstd on every side.
 
     arrow      pyarrow read_table, take and write_table, one batch per row group: no ids, no hashes, no manifest
@@ -33,6 +34,7 @@ from measure import WORDS, machine, run
 ARROW = """
 import sys, time, glob
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+pa.array([0])
 start = time.perf_counter()
 writer = None
 for path in sorted(glob.glob(sys.argv[1] + "/data/*.parquet")):
@@ -54,8 +56,9 @@ print(time.perf_counter() - start)
 """
 
 DATAKIT = """
-import sys, time, datakit
+import sys, time, datakit, pyarrow
 datakit.unpair
+pyarrow.array([0])
 start = time.perf_counter()
 report = datakit.unpair(sys.argv[1], sys.argv[2])
 report.raise_for_status()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datakit.checks.preference import length_bias
-from datakit.pairing.contents import Keys, Numbers, numbered
+from datakit.pairing.contents import Keys, Numbers, all_differ, numbered
 from datakit.tally import PLACES
 from datakit.whole import SetFinding
 
@@ -40,11 +40,12 @@ class Relation:
             place: called for the few pairs that are named.
             labels: whether the answers go on as labelled rows, so that one with both labels is of interest.
         """
-        answers = numbered(self.keys.reshape(-1, 2)).reshape(-1, 2)
-        better, worse = answers[:, 0], answers[:, 1]
-        found = [*_opposites(better, worse, place), *_cycles(better, worse, place)]
-        if labels:
-            found += _both_labels(better, worse, place)
+        found: list[SetFinding] = []
+        if not all_differ(self.keys.reshape(-1, 2)):  # an answer of one pair alone contradicts nothing
+            answers = numbered(self.keys.reshape(-1, 2)).reshape(-1, 2)
+            better, worse = answers[:, 0], answers[:, 1]
+            found = [*_opposites(better, worse, place), *_cycles(better, worse, place)]
+            found += _both_labels(better, worse, place) if labels else []
         counts = Counter[str]()
         for side, column in zip(("chosen", "rejected"), (0, 1), strict=True):
             counts[f"{side} chars"] = int(self.sizes[:, column].sum(dtype=np.int64))
