@@ -57,8 +57,10 @@ docs: .venv/base  ## write the generated pages of docs/
 bench: .venv/test  ## measure; takes minutes, needs 4 GB of disk
 	$(BIN)/python benchmarks/convert.py
 
-corpora: .venv/base  ## write docs/corpora.md from real files; CORPORA names their folder
+corpora: .venv/test  ## write docs/corpora.md and docs/masks.md from real files; CORPORA names their folder
+	@test -n "$(CORPORA)" || { echo "make corpora CORPORA=FOLDER"; exit 2; }
 	$(BIN)/python docs/corpora.py $(CORPORA)
+	$(BIN)/python docs/masks.py $(CORPORA)
 
 clean:  ## remove what was installed and built
 	rm -rf .venv .venv-unsloth demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

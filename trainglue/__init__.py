@@ -6,6 +6,20 @@
     t.train()
 
 `import trainglue` loads neither torch nor transformers, so that Unsloth can still come first.
+
+The way of a run, and the modules in the order in which to read them:
+
+    cli, config          what is asked for
+    methods, options     the table of methods; options of the trainer's config, their old names and our defaults
+    data, streams        rows of shards, checked and counted; recipes
+    engines, models      TRL or Unsloth; a model, its tokenizer, adapters and reference
+    hooks, bco           token ids into trainers that would tokenise; a trainer that TRL no longer has
+    training             `trainer(...)`: all of it together
+    runs, callbacks      the run folder, going on, the progress line
+    memory               what to change where memory ends
+
+Beside it: `precision`, `float8` and `audit` are FP8; `rewards` are for GRPO; `diagnosis`, `probe` and `signatures`
+answer `doctor` and `api`; `exporting` and `modelfile` hand a trained model on.
 """
 
 from importlib import import_module
