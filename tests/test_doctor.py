@@ -18,6 +18,7 @@ from tests.small_tokenizers import chatml
 from trainglue import diagnosis, options, signatures
 from trainglue.diagnosis import Case, Diagnosis, describe, doctor
 from trainglue.methods import METHODS, resolve
+from trainglue.precision import PRECISIONS
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -49,6 +50,11 @@ def test_the_exit_code_answers_the_question(here):
     for case in cases:
         assert Diagnosis((), (case,)).exit_code == (0 if case.usable else 1)
     assert here.to_json()["exit_code"] == 0
+
+
+def test_every_precision_is_answered_for(here):
+    assert {*PRECISIONS, "fp8 te"} == {case.precision for case in here.cases}
+    assert "Unsloth" in of(here, "sft", "fp8_weights").reason
 
 
 def test_every_reason_comes_with_a_way_out(here):
@@ -160,8 +166,8 @@ def test_what_unsloth_forbids(tmp_path, monkeypatch):
     conflict = diagnosis._conflict("unsloth")
     assert conflict is not None
     assert "1.16.0 is installed" in conflict[0]
-    assert conflict[1].startswith("pip install 'trl")
-    assert "certifi" not in conflict[1]
+    assert "certifi" not in conflict[0]
+    assert "in an environment of its own" in conflict[1]
     stack(monkeypatch, trl="1.15.0")
     assert diagnosis._conflict("unsloth") is None
     stack(monkeypatch, trl="1.16.0")
@@ -173,6 +179,9 @@ def test_what_is_missing(monkeypatch):
     assert diagnosis._missing("trl") == ("peft and trl are not installed", "pip install 'datakit-trainglue[train]'")
     cases = list(diagnosis._cases("trl", {"engine": ("ModuleNotFoundError", ""), "machine": {}}))
     assert {case.reason for case in cases} == {"peft and trl are not installed"}
+    reason, fix = diagnosis._missing("unsloth") or ("", "")
+    assert "unsloth" in reason
+    assert fix == diagnosis.UNSLOTH_APART
 
 
 def test_versions_that_are_not_tested_are_a_note(monkeypatch):
@@ -180,6 +189,7 @@ def test_versions_that_are_not_tested_are_a_note(monkeypatch):
     found = {check.name: check for check in diagnosis._packages(["trl"])}
     assert (found["torch"].level, found["trl"].level, found["peft"].level) == ("ok", "note", "error")
     assert found["trl"].fix.startswith("pip install 'trl")
+    assert {check.level for check in diagnosis._packages(["unsloth"])} == {"ok"}  # its versions are not for here
 
 
 def test_variables_that_change_a_run():

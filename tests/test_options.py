@@ -274,6 +274,9 @@ def test_a_run_toml_is_read_and_its_paths_are_beside_it(tmp_path):
         ("eval_share = 1", "eval_share"),
         ("max_length = 0", "max_length"),
         ("lora = 0", "lora"),
+        ('format = {truncatoin = "drop"}', "format has no truncatoin"),
+        ("format = {max_length = 9}", "format has no max_length"),
+        ('fp8 = {backnd = "te"}', "fp8 has no backnd"),
     ],
 )
 def test_a_wrong_value_names_its_place_as_the_schema_does(line, place, tmp_path):

@@ -82,8 +82,9 @@ def test_rows_of_another_kind(tiny, tmp_path, unloaded):
 
 
 def test_ids_of_another_tokenizer(tiny, tmp_path, unloaded):
-    other = llama(tmp_path / "other")
-    error = refused(tiny, tmp_path, tokenizer=other)
+    other, foreign = llama(tmp_path / "other"), tmp_path / "foreign"
+    datakit.format(tiny.canonical("sft"), foreign, tokenizer=other, method="sft", workers=1).raise_for_status()
+    error = refused(tiny, tmp_path, data=foreign)
     assert str(other) in error.message
     assert "datakit format" in error.hint
 

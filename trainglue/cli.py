@@ -100,7 +100,7 @@ def _method_command(name: str) -> click.Command:
         help=LINES[name],
         epilog=EPILOG,
         params=[
-            *(_option(field) for field in config.FIELDS if name == "grpo" or field.name != "reward"),
+            *(_option(field) for field in config.FIELDS if not field.methods or name in field.methods),
             click.Option(["--print-config"], is_flag=True, help="Print everything that the run is told, and stop."),
         ],
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
@@ -149,6 +149,7 @@ def _extra(arguments: Sequence[str]) -> dict[str, list[str]]:
 
 def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
     config.check_values(given, f"trainglue {method}")
+    config.check_method(method, given, f"trainglue {method}")
     if print_config:
         _print_config(method, given)
         return
@@ -186,7 +187,7 @@ def _quiet() -> Iterator[None]:
 
 def _print_config(method: str, told: Mapping[str, Any]) -> None:
     """The run as a run.toml, checked as a run is; whether it goes on or replaces another is not part of it."""
-    config_class = _config_class(method, told.get("engine", "auto"))
+    config_class = _config_class(method, told.get("engine", "auto"), told.get("lora"))
     fields = {field.name for field in config.FIELDS}
     of_config = {name: value for name, value in told.items() if name not in fields}
     taken, notes = options.checked(config_class, METHODS[method], of_config)
@@ -207,12 +208,13 @@ def _print_config(method: str, told: Mapping[str, Any]) -> None:
     click.echo(config.to_toml({"method": method, **own, **defaults, **rest}, comments), nl=False)
 
 
-def _config_class(method: str, engine: str) -> type[Any]:
-    from trainglue import engines
+def _config_class(method: str, engine: str, lora: Any) -> type[Any]:
+    from trainglue import engines, models
     from trainglue.methods import resolve
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         engines.choose(engine, folder)
+        models.check_lora(lora)
         return resolve(method)[1]
 
 

@@ -13,20 +13,23 @@ the installed TRL.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Any, Final
 
+import datakit
 from datakit.errors import UnreadableInput, UsageError
 from trainglue.engines import ENGINES
 from trainglue.methods import METHODS
-from trainglue.precision import PRECISIONS
+from trainglue.precision import PRECISIONS, Fp8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Field:
         metavar: what the help shows for the value.
         least: of a number, itself allowed.
         below: of a number, itself not allowed.
+        methods: that take it; by default all.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Field:
     metavar: str = ""
     least: int | None = None
     below: int | None = None
+    methods: Sequence[str] = ()
 
 
 FIELDS: Final = (
@@ -90,14 +95,26 @@ FIELDS: Final = (
         least=1,
     ),
     Field("dtype", "Of the loaded weights, if not by the precision.", metavar="NAME"),
-    Field("reward", "GRPO: a reward function; repeat for several.", "texts", metavar="NAME"),
+    Field(
+        "ref_model",
+        "What the loss compares with, if not the model before training.",
+        metavar="PATH|NAME",
+        methods=[method.name for method in METHODS.values() if method.reference],
+    ),
+    Field("reward", "A reward function; repeat for several.", "texts", metavar="NAME", methods=["grpo"]),
     Field("streaming", "Stream the recipe in --data instead of writing the mix.", "bool"),
     Field("early_stopping", "Evaluations without a better loss until training ends.", "int", metavar="N", least=1),
     Field("resume", "Go on from the last checkpoint in --output-dir.", "bool"),
     Field("overwrite", "Replace the run in --output-dir.", "bool"),
 )
 REQUIRED: Final = ("method", "model", "data", "output_dir")
-PATHS: Final = ("model", "data", "output_dir", "eval_data", "tokenizer", "chat_template")
+PATHS: Final = ("model", "data", "output_dir", "eval_data", "tokenizer", "chat_template", "ref_model")
+
+NOT_FOR_FORMAT: Final = {
+    *("inputs", "output", "tokenizer", "method", "chat_template", "max_length", "overwrite", "progress"),
+    *("layout", "render_only"),
+}
+"""Arguments of `datakit.format` that the run gives itself, and two whose rows no trainer here takes."""
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -148,6 +165,35 @@ def check_values(given: Mapping[str, Any], where: str) -> None:
             raise UsageError(
                 f"{where}: {name} = {value!r}", f"{known[name]['description']} Allowed: {_allowed(known[name])}."
             )
+        if isinstance(value, Mapping) and "propertyNames" in known.get(name, ()):
+            check_names(value, known[name]["propertyNames"]["enum"], f"{where}: {name}")
+
+
+def check_method(method: str, names: Container[str], where: str) -> None:
+    """Refuse what other methods take.
+
+    Raises:
+        UsageError: with those that do.
+    """
+    for field in FIELDS:
+        if field.methods and field.name in names and method not in field.methods:
+            raise UsageError(
+                f"{where}: {field.name} is not for {method}", f"For {', '.join(field.methods)}; leave it out."
+            )
+
+
+def check_names(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Refuse names that a table does not have.
+
+    Raises:
+        UsageError: with the nearest names, or all of them.
+    """
+    for name in table:
+        if name not in known:
+            near = get_close_matches(name, known, 3, 0.6)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(known)}."
+            own = name in {field.name for field in FIELDS}
+            raise UsageError(f"{where} has no {name}", "It is an option of the run itself." if own else hint)
 
 
 def _allowed(rule: Mapping[str, Any]) -> str:
@@ -162,7 +208,7 @@ def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
         return value in rule["enum"]
     if isinstance(value, int | float) and not rule.get("minimum", value) <= value < rule.get("exclusiveMaximum", inf):
         return False
-    names = {"string": str, "integer": int, "number": int | float, "boolean": bool, "object": dict, "array": list}
+    names = {"string": str, "integer": int, "number": int | float, "boolean": bool, "object": Mapping, "array": list}
     types = rule["type"] if isinstance(rule["type"], list) else [rule["type"]]
     return any(isinstance(value, names[name]) and (name == "boolean" or not isinstance(value, bool)) for name in types)
 
@@ -177,6 +223,10 @@ def schema() -> dict[str, Any]:
         "fields": "object",
         "texts": ["string", "array"],
     }
+    tables = {
+        "format": [name for name in inspect.signature(datakit.format).parameters if name not in NOT_FOR_FORMAT],
+        "fp8": [field.name for field in fields(Fp8)],
+    }
     properties: dict[str, Any] = {"method": {"description": "What is trained.", "enum": list(METHODS)}}
     for field in FIELDS:
         rule: dict[str, Any] = {"description": field.help, "type": types[field.type]}
@@ -186,6 +236,8 @@ def schema() -> dict[str, Any]:
             rule = {"description": field.help, "enum": list(field.choices)}
         bounds = {"minimum": field.least, "exclusiveMaximum": field.below}
         rule |= {bound: number for bound, number in bounds.items() if number is not None}
+        if field.name in tables:
+            rule["propertyNames"] = {"enum": tables[field.name]}
         properties[field.name] = rule
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

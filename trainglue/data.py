@@ -9,7 +9,6 @@ Nothing is tokenised in the process that trains.
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 import warnings
@@ -134,12 +133,26 @@ def open_shards(folder: Folder, method: Method, split: str | None = None) -> Sha
     return shards
 
 
+def check_path(data: Any) -> None:
+    """Refuse rows in memory.
+
+    Raises:
+        UsageError: with what makes shards of them.
+    """
+    if not isinstance(data, str | os.PathLike):
+        raise UsageError(
+            f"data is no path but a {type(data).__name__}",
+            "A shard folder, or the recipe of a mix. datakit.convert(data, 'shards/') makes one of a Dataset or rows.",
+        )
+
+
 def check_folder(folder: Folder) -> None:
     """Refuse raw data, with the command that makes shards of it.
 
     Raises:
-        UsageError: a file, or a folder without a manifest.
+        UsageError: rows in memory, a file, or a folder without a manifest.
     """
+    check_path(folder)
     path = Path(folder)
     if path.exists() and not (path / manifests.NAME).is_file():
         what = "a folder without a manifest" if path.is_dir() else "a file, not a shard folder"
@@ -315,9 +328,6 @@ def formatted(
         "tool": datakit.__version__,
     }
     folder = cache_folder() / sha256(repr(parts).encode()).hexdigest()[:32]
-    taken = inspect.signature(datakit.format).parameters.keys()
-    if unknown := options.keys() - taken:
-        raise UsageError(f"format has no option {', '.join(sorted(unknown))}", f"It has {', '.join(taken)}.")
     while not (folder / "manifest.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:

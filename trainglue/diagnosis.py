@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from datakit.errors import DatakitError, UsageError
 from trainglue.methods import METHODS, method_named
+from trainglue.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 DISTRIBUTION: Final = "datakit-trainglue"
 EXTRA: Final[Mapping[str, str]] = {"trl": "train", "unsloth": "unsloth"}
 """Engine to the extra of this project that installs it."""
+
+UNSLOTH_APART: Final = (
+    "in an environment of its own, since Unsloth takes older packages:\n"
+    "  python -m venv .venv-unsloth\n"
+    f"  .venv-unsloth/bin/pip install '{DISTRIBUTION}[unsloth]'\n"
+    "  (without a GPU, in the repository: sh docs/unsloth-env.sh)"
+)
+"""How Unsloth is installed beside a stack that it does not allow."""
 
 STACK: Final = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "unsloth_zoo")
 OPTIONAL: Final = ("bitsandbytes", "torchao", "transformer-engine", "triton")
@@ -198,7 +207,7 @@ def installed(package: str) -> str:
 def _cases(engine: str, found: Mapping[str, Any]) -> Iterator[Case]:
     """Each method in each precision: the engine's own trouble first, then the method's, then the precision's."""
     whole = _missing(engine) or _conflict(engine)
-    precisions = found.get("precisions") or dict.fromkeys(("fp32", "bf16", "fp16", "qlora", "fp8"), ("", ""))
+    precisions = found.get("precisions") or dict.fromkeys(PRECISIONS, ("", ""))
     gpu = "there" if found["machine"].get("gpus") else ""
     for name in METHODS:
         tried = found.get("methods", {}).get(name, ("", ""))
@@ -217,8 +226,8 @@ def _missing(engine: str) -> tuple[str, str] | None:
     absent = sorted(need.name for need in _needs(engine) if not installed(need.name))
     if not absent:
         return None
-    command = f"pip install '{DISTRIBUTION}[{EXTRA[engine]}]'"
-    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed", command
+    fix = UNSLOTH_APART if engine == "unsloth" else f"pip install '{DISTRIBUTION}[{EXTRA[engine]}]'"
+    return f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed", fix
 
 
 def _conflict(engine: str) -> tuple[str, str] | None:
@@ -226,11 +235,12 @@ def _conflict(engine: str) -> tuple[str, str] | None:
     if engine != "unsloth":
         return None
     needs = (need for package in ("unsloth", "unsloth_zoo") for need in _stated(package) if need.name in STACK)
-    wanted = {f"{need.name}{need.specifier}": need for need in needs if not _fits(need)}
-    if not wanted:
-        return None
-    reasons = (f"Unsloth needs {text}, and {installed(need.name)} is installed" for text, need in wanted.items())
-    return "; ".join(reasons), f"pip install {' '.join(repr(text) for text in wanted)}"
+    reasons = [
+        f"Unsloth needs {need.name}{need.specifier}, and {installed(need.name)} is installed"
+        for need in needs
+        if not _fits(need)
+    ]
+    return ("; ".join(dict.fromkeys(reasons)), UNSLOTH_APART) if reasons else None
 
 
 def _trap(engine: str, method: str, gpu: str) -> tuple[str, str] | None:
@@ -283,8 +293,12 @@ def _fits(need: Requirement) -> bool:
 
 
 def _packages(engines: Sequence[str]) -> Iterator[Check]:
-    """Every package of the stack, with a note where its version is not one that is tested."""
-    needs = {need.name: need for engine in reversed(engines) for need in _needs(engine)}
+    """Every package of the stack, with a note where its version is not one that is tested.
+
+    Where Unsloth is absent, the versions that it allows are those of another environment.
+    """
+    here = [engine for engine in reversed(engines) if engine == "trl" or installed(engine)]
+    needs = {need.name: need for engine in here for need in _needs(engine)}
     for name in STACK:
         found, need = installed(name), needs.get(name)
         if not found and need is None:

@@ -12,12 +12,16 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from datakit.errors import UsageError
-from datakit.tokens.load import Tokenizer
+from datakit.errors import DatakitError, UsageError
+from datakit.terminal import plural
+from datakit.tokens.load import Tokenizer, added_of, definition_of, vocabulary_of
+from datakit.tokens.load import load as read_tokenizer
+from trainglue.config import check_names
 from trainglue.methods import Method
 
 LORA: Final[Mapping[str, Any]] = {
@@ -141,6 +145,7 @@ def load(
     options: Mapping[str, Any],
     seed: int,
     reference: bool,
+    ref_model: Any = None,
 ) -> Loaded:
     """Load a model, or take one that was loaded, and settle adapters and reference.
 
@@ -156,6 +161,7 @@ def load(
         options: for `from_pretrained`, such as attn_implementation.
         seed: of the weights of adapters and new heads.
         reference: whether a frozen copy may be needed; adapters are turned off instead.
+        ref_model: what to compare with in its place, as `model`.
 
     Raises:
         UsageError: the model cannot be loaded so, or options contradict each other.
@@ -165,20 +171,24 @@ def load(
     set_seed(seed)
     if precision in ("qlora", "fp8_weights") and not lora:
         raise UsageError(f"precision {precision} trains adapters only", "Give lora, for example 16.")
+
+    def plain(given: Any) -> Any:
+        named = isinstance(given, str | os.PathLike)
+        return _load_plain(os.fspath(given), method, precision, bool(lora), dtype, device, options) if named else given
+
     named = isinstance(model, str | os.PathLike)
-    if not named:
-        if precision == "qlora" and not getattr(model, "is_loaded_in_4bit", False):
-            raise UsageError("the model was loaded without 4 bits", "Give its path; trainglue loads it in nf4.")
-        loaded = Loaded(model)
-    elif engine == "unsloth" and method.head == "causal":
-        return _load_unsloth(os.fspath(model), precision, lora, dtype, longest, options, seed)
+    if not named and precision == "qlora" and not getattr(model, "is_loaded_in_4bit", False):
+        raise UsageError("the model was loaded without 4 bits", "Give its path; trainglue loads it in nf4.")
+    if named and engine == "unsloth" and method.head == "causal":
+        loaded = _load_unsloth(os.fspath(model), precision, lora, dtype, longest, options, seed)
     else:
-        loaded = Loaded(_load_plain(os.fspath(model), method, precision, bool(lora), dtype, device, options))
-    if lora:
-        loaded.peft_config = peft_config(lora, method)
-    elif reference and method.reference and not hasattr(loaded.model, "peft_config"):
-        loaded.reference = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-        loaded.notes += [] if named else ["the reference is a copy of the model in memory"]
+        loaded = Loaded(plain(model), peft_config(lora, method) if lora else None)
+        whole = not lora and not hasattr(loaded.model, "peft_config")
+        if ref_model is None and reference and method.reference and whole:
+            ref_model = copy.deepcopy(loaded.model)
+            loaded.notes += [] if named else ["the reference is a copy of the model in memory"]
+    if ref_model is not None:
+        loaded.reference = plain(ref_model).requires_grad_(False).eval()
     return loaded
 
 
@@ -238,21 +248,26 @@ def _four_bits() -> Any:
 
 
 def peft_config(lora: int | Mapping[str, Any] | Any, method: Method) -> Any:
-    """The `LoraConfig` of a rank, of some of its fields, or of itself.
-
-    Raises:
-        UsageError: LoraConfig has no such field.
-    """
+    """The `LoraConfig` of a rank, of some of its fields, or of itself."""
     from peft import LoraConfig, PeftConfig
 
-    if isinstance(lora, PeftConfig):
-        return lora
-    try:
-        return LoraConfig(task_type=TASKS[method.head], **lora_fields(lora))
-    except TypeError as error:
-        raise UsageError(
-            f"lora: {error}", "Fields of peft.LoraConfig, such as r, lora_alpha, target_modules."
-        ) from None
+    return lora if isinstance(lora, PeftConfig) else LoraConfig(task_type=TASKS[method.head], **lora_fields(lora))
+
+
+def check_lora(lora: int | Mapping[str, Any] | Any | None) -> None:
+    """Refuse adapters without peft, and fields that its `LoraConfig` does not have.
+
+    Raises:
+        UsageError: with the nearest names.
+    """
+    if not lora:
+        return
+    if find_spec("peft") is None:
+        raise UsageError("lora: peft is not installed", "pip install 'datakit-trainglue[train]'")
+    if isinstance(lora, Mapping):
+        from peft import LoraConfig
+
+        check_names(lora, [field.name for field in fields(LoraConfig) if field.name != "task_type"], "lora")
 
 
 def lora_fields(lora: int | Mapping[str, Any]) -> dict[str, Any]:
@@ -309,18 +324,60 @@ def _linear_names(model: Any) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in layers})
 
 
-def check_vocabulary(model: Any, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for.
+def check_tokenizer(tokenizer: Tokenizer, model: Any) -> list[str]:
+    """Compare a tokenizer with the one that lies beside a model: a token that both have must have one id.
+
+    Returns:
+        A sentence where they differ in something else. Nothing is known of a model without a tokenizer of its own.
+
+    Raises:
+        UsageError: ids mean other tokens to the model. To one in memory new embeddings may have been given; a sentence
+            says so.
+    """
+    name = name_of(model)
+    if name in ("", tokenizer.path):
+        return []
+    try:
+        own = read_tokenizer(name)
+    except DatakitError:
+        return []
+    if own.sha256 == tokenizer.sha256:
+        return []
+    known, given = _ids(own), _ids(tokenizer)
+    moved = [token for token, id in given.items() if known.get(token, id) != id]
+    if moved:
+        what = f"{tokenizer.path} gives {plural(len(moved), 'token')} other ids than the tokenizer of {name}"
+        example = f"{moved[0]!r} is {given[moved[0]]:,}, there {known[moved[0]]:,}"
+        if isinstance(model, str | os.PathLike):
+            raise UsageError(
+                f"{what}: {example}",
+                "Name one that fits, or leave tokenizer out. A model that has learnt these ids has it in its folder.",
+            )
+        return [f"{what}: {example}"]
+    if new := sorted(given.keys() - known.keys()):
+        return [f"{tokenizer.path} has {plural(len(new), 'token')} that {name} does not know, such as {new[0]}"]
+    return [f"{tokenizer.path} is not quite the tokenizer of {name}, but its tokens have the same ids"]
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Every token to its id."""
+    document = definition_of(tokenizer)
+    return vocabulary_of(document) | {token["content"]: token["id"] for token in added_of(document)}
+
+
+def check_vocabulary(loaded: Loaded, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer with ids that the model, or what it is compared with, has no embedding for.
 
     Raises:
         UsageError: with both numbers.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if tokenizer.vocabulary > rows:
-        raise UsageError(
-            f"{tokenizer.path} has {tokenizer.vocabulary:,} ids, the model {rows:,} embeddings",
-            "Give the tokenizer of this model.",
-        )
+    for name, model in (("model", loaded.model), ("reference", loaded.reference)):
+        rows = tokenizer.vocabulary if model is None else model.get_input_embeddings().weight.shape[0]
+        if tokenizer.vocabulary > rows:
+            raise UsageError(
+                f"{tokenizer.path} has {tokenizer.vocabulary:,} ids, the {name} {rows:,} embeddings",
+                "Give the tokenizer of this model.",
+            )
 
 
 def name_of(model: Any) -> str:

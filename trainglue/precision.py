@@ -171,12 +171,21 @@ def prepare(
                 "fp8_weights was asked for and no weight of the model is stored in FP8",
                 "It is a way of Unsloth to load a model: use --engine unsloth, or precision fp8.",
             )
-    if precision == "qlora" and not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+    if precision == "qlora":
+        _keep_four_bits(model)
+    return Conversion(precision)
+
+
+def _keep_four_bits(model: Any) -> None:
+    """On some CPUs evaluation repacks 4-bit weights for good, and no gradient flows through them any more."""
+    layers = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    if not layers:
         raise PrecisionNotUsed(
             "qlora was asked for and the model has no 4-bit layer",
             "Load it with a BitsAndBytesConfig(load_in_4bit=True), or choose bf16.",
         )
-    return Conversion(precision)
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
 
 
 def arguments(precision: str | Fp8, device: str = "cuda") -> dict[str, bool]:

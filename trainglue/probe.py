@@ -87,17 +87,22 @@ def precisions(engine: str, device: str) -> dict[str, Tried]:
             precision.unsloth(precision.Fp8(backend), lora=False)
         float8.must_run(precision.Fp8(backend))
 
-    found = {
+    def fp8_weights() -> None:
+        if engine != "unsloth":
+            raise UsageError(
+                "only Unsloth loads weights that are stored in FP8", "Take engine unsloth, or precision fp8."
+            )
+        fp8("torchao")
+
+    return {
         "fp32": tried(asked("fp32")),
         "bf16": tried(lambda: _sixteen_bits(device)),
         "fp16": tried(asked("fp16")),
         "qlora": tried(lambda: _four_bits(device)),
         "fp8": tried(lambda: fp8("torchao")),
         "fp8 te": tried(lambda: fp8("te")),
+        "fp8_weights": tried(fp8_weights),
     }
-    if engine == "unsloth":
-        found["fp8_weights"] = tried(lambda: fp8("torchao"))
-    return found
 
 
 def _sixteen_bits(device: str) -> None:

@@ -58,6 +58,7 @@ def trainer(
     fp8: Mapping[str, Any] | None = None,
     lora: int | Mapping[str, Any] | Any | None = None,
     dtype: str | None = None,
+    ref_model: Any = None,
     reward: Reward | Sequence[Reward] | None = None,
     streaming: bool = False,
     early_stopping: int | None = None,
@@ -86,6 +87,8 @@ def trainer(
         fp8: settings of `precision.Fp8`, such as backend and recipe.
         lora: a rank, or fields of peft's LoraConfig; without it all weights are trained.
         dtype: of the loaded weights; see `models`.
+        ref_model: DPO, KTO, BCO: a folder, a name or a model that the loss compares with, in place of the model as it
+            is before training.
         reward: GRPO: one or more reward functions, or their names; see `rewards`.
         streaming: give the rows of a recipe as its plan says, without writing the mix; its sources are formatted.
         early_stopping: evaluations without a better loss after which training ends; the best checkpoint is kept.
@@ -101,8 +104,16 @@ def trainer(
     kind = method_named(method)
     _check_words(
         kind,
-        {"lora": lora, "max_length": max_length, "early_stopping": early_stopping, "eval_share": eval_share},
-        reward,
+        {
+            "eval_share": eval_share,
+            "max_length": max_length,
+            "format": format,
+            "fp8": fp8,
+            "lora": lora,
+            "ref_model": ref_model,
+            "reward": reward,
+            "early_stopping": early_stopping,
+        },
         settings,
     )
     run, mixture = Run(kind, Path(output_dir), resume, overwrite), _mixture(data, kind, streaming)
@@ -110,7 +121,7 @@ def trainer(
     trained = mixture.sources if mixture else [_training_shards(folder, kind, split)]
     held = _evaluation_shards(kind, folder, eval_data, eval_split)
     share = _share(eval_share, kind, trained[0], held, mixture, settings.get("eval_strategy") != "no")
-    vocabulary = _tokenizer(tokenizer, model)
+    vocabulary, differences = _tokenizer(tokenizer, model, ref_model)
     template = models.template_text(chat_template, vocabulary.chat_template)
     for own in (*trained, *([held] if held else [])):
         if sources.is_formatted(own, kind):
@@ -118,18 +129,18 @@ def trainer(
     run.check()
 
     chosen, why = engines.choose(engine, run.folder)
-    run.say(why)
+    run.say(why, *differences)
+    models.check_lora(lora)
     trainer_class, config_class = resolve(method)
     of_trainer, of_config = _divided(trainer_class, config_class, settings)
     model_options = of_config.pop("model_init_kwargs", None) or {}
     device = models.device_type(bool(of_config.get("use_cpu")))
     asked = _precision(precision, fp8, device)
     defaults = options.presets(method, lora=bool(lora), evaluates=bool(share) or held is not None)
-    epochs = {"num_train_epochs": 1} if mixture else {}  # a recipe says how often its rows come
-    defaults |= epochs | _decided(run, trained[0], asked, device) | _stopping(early_stopping, of_config)
+    defaults |= _decided(run, trained[0], asked, device, mixture) | _stopping(early_stopping, of_config)
     arguments, notes = options.settings(config_class, kind, of_config, defaults)
     run.say(*notes)
-    _check_reporters(arguments["report_to"])
+    _check_services(arguments)
     config = _built(config_class, arguments)
 
     def rows_of(own: Shards) -> Rows:
@@ -161,9 +172,10 @@ def trainer(
         device=device,
         options=model_options,
         seed=config.seed,
-        reference="ref_model" not in of_trainer and not getattr(config, "precompute_ref_log_probs", False),
+        reference=not getattr(config, "precompute_ref_log_probs", False),
+        ref_model=ref_model,
     )
-    models.check_vocabulary(loaded.model, vocabulary)
+    models.check_vocabulary(loaded, vocabulary)
     stop = models.stop_at(loaded.model, models.end_of_turn(rows.first, processing), processing)
     run.say(*notes, *loaded.notes, *stop)
     conversion = _converted(loaded.model, asked, config)
@@ -201,15 +213,15 @@ def trainer(
     return made
 
 
-def _check_words(method: Method, numbers: Mapping[str, Any], reward: Any, settings: Mapping[str, Any]) -> None:
-    """Refuse numbers that run.toml refuses, and words that would do nothing.
+def _check_words(method: Method, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse what run.toml refuses, and words that would do nothing.
 
     Raises:
         UsageError: with what to write instead.
     """
-    words.check_values({name: value for name, value in numbers.items() if isinstance(value, int | float)}, "trainer()")
-    if reward is not None and method.name != "grpo":
-        raise UsageError(f"{method.name} takes no reward function", "Only GRPO does; leave it out.")
+    plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | Mapping)}
+    words.check_values(plain, "trainer()")
+    words.check_method(method.name, [name for name, value in given.items() if value is not None], "trainer()")
     if settings.get("max_steps") == 0:
         raise UsageError("max_steps 0", "A number of updates; -1 goes by num_train_epochs.")
 
@@ -218,6 +230,7 @@ def _check_words(method: Method, numbers: Mapping[str, Any], reward: Any, settin
 
 
 def _mixture(data: Folder, method: Method, streaming: bool) -> Mixture | None:
+    sources.check_path(data)
     if streaming and not streams.is_recipe(data):
         raise UsageError(
             f"streaming and {os.fspath(data)}", "The recipe of a mix is streamed; a folder is memory-mapped anyway."
@@ -249,11 +262,13 @@ def _share(
     return given
 
 
-def _tokenizer(tokenizer: Folder | None, model: Any) -> Tokenizer:
+def _tokenizer(tokenizer: Folder | None, model: Any, ref_model: Any) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer of the run, and how it differs from those of its models."""
     name = os.fspath(tokenizer) if tokenizer is not None else models.name_of(model)
     if not name:
         raise UsageError("the model was made in memory, so its tokenizer is not known", "Give tokenizer, a path.")
-    return read_tokenizer(name)
+    found = read_tokenizer(name)
+    return found, [*models.check_tokenizer(found, model), *models.check_tokenizer(found, ref_model)]
 
 
 def _rows(
@@ -326,12 +341,14 @@ def _precision(precision: Any, fp8: Mapping[str, Any] | None, device: str) -> An
     return precisions.settle(precision, models.default_precision(device))
 
 
-def _decided(run: Run, shards: Shards, precision: Any, device: str) -> dict[str, Any]:
+def _decided(run: Run, shards: Shards, precision: Any, device: str, mixture: Mixture | None) -> dict[str, Any]:
     """What follows from the machine, and from rows that are tokenised and fitted already."""
     from trainglue import precision as precisions
 
     made: dict[str, Any] = {"output_dir": str(run.folder), "dataloader_pin_memory": device == "cuda"}
     made |= precisions.arguments(precision, device)
+    if mixture is not None:
+        made["num_train_epochs"] = 1  # a recipe says how often its rows come
     if run.method.format_for:
         made["max_length"] = None  # the trainer cuts nothing
     if run.method.hook == "skip":
@@ -357,11 +374,35 @@ def _settle_evaluation(config: Any, evaluation: Rows | None, patience: int | Non
             raise UsageError("early_stopping needs rows to evaluate on", "Give eval_data, eval_split or eval_share.")
 
 
-def _check_reporters(names: str | Sequence[str]) -> None:
+def _check_services(arguments: Mapping[str, Any]) -> None:
+    """Refuse what would report or push to somewhere that cannot be reached, before anything is loaded.
+
+    Raises:
+        UsageError: with what to install, or the way to log in.
+    """
+    names = arguments["report_to"]
     for name in [names] if isinstance(names, str) else names:
         package = REPORTERS.get(name)
         if package is not None and find_spec(package) is None:
             raise UsageError(f"report_to {name}: {package} is not installed", f"pip install {package}")
+    if arguments.get("push_to_hub") and runs.is_main():
+        _check_login(arguments.get("hub_token"))
+
+
+def _check_login(token: str | None) -> None:
+    from huggingface_hub import HfApi, get_token
+
+    token = token or get_token()
+    if token is None:
+        raise UsageError("push_to_hub: nobody is logged in to the Hub", "hf auth login; or set HF_TOKEN.")
+    try:
+        HfApi(token=token).whoami()
+    except Exception as error:  # refused, or not reached
+        first = next(iter(str(error).splitlines()), "")
+        raise UsageError(
+            f"push_to_hub: the Hub does not let us in: {type(error).__name__}: {first}",
+            "Look at the network, then hf auth login; or leave push_to_hub out and upload the folder later: hf upload.",
+        ) from error
 
 
 def _converted(model: Any, precision: Any, config: Any) -> Any:

@@ -1,0 +1,198 @@
+"""Model, tokenizer and reference of a run: what must agree, what is said, and 4 bits that stay trainable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+pytest.importorskip("torch")
+import datasets
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from datakit.errors import UsageError
+from datakit.tokens.load import load
+from tests.small_tokenizers import chatml, llama
+from tests.tiny_models import QUIET, place
+from trainglue import models, trainer
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+STEPS = {**QUIET, "max_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "use_cpu": True}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tiny, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
+    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
+
+
+def losses(made):
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+
+
+# ---------------------------------------------------------------- the reference
+
+
+@pytest.fixture(scope="module")
+def other(tiny):
+    """Another model with the same tokenizer."""
+    folder = tiny.root / "other"
+    shutil.copytree(tiny.model, folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto", "bco"])
+@pytest.mark.parametrize("lora", [None, 4])
+def test_a_reference_by_path_is_compared_with(method, lora, tiny, other, tmp_path):
+    def begun(**options):
+        made = trainer(
+            method,
+            model=tiny.model,
+            data=tiny.formatted(method),
+            output_dir=tmp_path / "run",
+            lora=lora,
+            **{**STEPS, "max_steps": 1, "overwrite": True, **options},
+        )
+        made.train()
+        return made
+
+    given = begun(ref_model=other)
+    reference = given.ref_model
+    assert torch.equal(reference.lm_head.weight, LlamaForCausalLM.from_pretrained(other).lm_head.weight)
+    assert not reference.training
+    assert not any(weight.requires_grad for weight in reference.parameters())
+    assert losses(given) == pytest.approx(losses(begun(ref_model=LlamaForCausalLM.from_pretrained(other))))
+    assert abs(losses(given)[0] - losses(begun())[0]) > 1e-3
+
+
+def test_a_reference_that_is_not_there_or_not_alike(tiny, tmp_path):
+    options = {"model": tiny.model, "data": tiny.formatted("dpo"), "output_dir": tmp_path / "run", **STEPS}
+    with pytest.raises(UsageError, match="missing cannot be loaded"):
+        trainer("dpo", **options, ref_model=tmp_path / "missing")
+    with pytest.raises(UsageError, match="other ids than the tokenizer of"):
+        trainer("dpo", **options, ref_model=llama(tmp_path / "llama"))
+    with pytest.raises(UsageError, match="ref_model is not for orpo"):
+        trainer("orpo", **options, ref_model=tiny.model)
+
+
+# ---------------------------------------------------------------- the tokenizer
+
+
+def test_a_tokenizer_that_gives_other_ids_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    foreign = llama(tmp_path / "foreign")
+    with pytest.raises(UsageError, match="other ids than the tokenizer of") as caught:
+        trainer(
+            "sft",
+            model=tiny.model,
+            tokenizer=foreign,
+            data=tiny.canonical("sft"),
+            output_dir=tmp_path / "run",
+            **STEPS,
+        )
+    assert str(foreign) in caught.value.message
+
+
+def test_what_differs_in_tokenizers_is_said(tiny, tmp_path):
+    def said(folder, model=tiny.model):
+        return models.check_tokenizer(load(str(folder)), model)
+
+    assert said(tiny.model) == said(chatml(tmp_path / "same")) == []
+    more = Tokenizer.from_file(f"{tiny.model}/tokenizer.json")
+    more.add_special_tokens(["<|tool|>"])
+    more.save(str(chatml(tmp_path / "more") / "tokenizer.json"))
+    assert "has 1 token that" in said(tmp_path / "more")[0]
+    assert "<|tool|>" in said(tmp_path / "more")[0]
+    file = chatml(tmp_path / "normal") / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "NFC"}}))
+    assert "the same ids" in said(tmp_path / "normal")[0]
+    in_memory = LlamaForCausalLM.from_pretrained(tiny.model)
+    assert "other ids than" in said(llama(tmp_path / "llama"), in_memory)[0]
+    in_memory.config._name_or_path = ""
+    assert said(tmp_path / "llama", in_memory) == []
+
+
+def test_the_pad_token_is_said_where_none_is_named(tiny, tmp_path, capsys):
+    shutil.copytree(tiny.model, tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer_config.json"
+    file.write_text(
+        json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "pad_token"})
+    )
+    made = trainer("sft", model=tmp_path / "model", data=tiny.canonical("sft"), output_dir=tmp_path / "run", **STEPS)
+    assert "padding with <|endoftext|>: no pad token is named" in capsys.readouterr().err
+    assert made.processing_class.pad_token == "<|endoftext|>"
+
+
+# ---------------------------------------------------------------- adapters and 4 bits
+
+
+def test_fields_that_adapters_do_not_have():
+    models.check_lora(None)
+    models.check_lora(8)
+    models.check_lora({"r": 8, "lora_alpha": 16})
+    with pytest.raises(UsageError, match="lora has no lora_alfa") as caught:
+        models.check_lora({"r": 8, "lora_alfa": 16})
+    assert "lora_alpha" in caught.value.hint
+
+
+def test_evaluation_leaves_four_bits_trainable(tiny, tmp_path):
+    pytest.importorskip("bitsandbytes")
+
+    def trained(name, **options):
+        made = trainer(
+            "sft",
+            model=tiny.model,
+            data=tiny.formatted("sft"),
+            eval_data=tiny.formatted("sft"),
+            output_dir=tmp_path / name,
+            lora=4,
+            precision="qlora",
+            **{**STEPS, "max_steps": 4, **options},
+        )
+        made.train()
+        return losses(made)
+
+    assert trained("evaluated", eval_strategy="steps", eval_steps=1) == trained("plain", eval_strategy="no")
+
+
+# ---------------------------------------------------------------- data and services
+
+
+@pytest.mark.parametrize("kind", [dict, list, datasets.Dataset])
+def test_rows_in_memory_are_no_path(kind, tiny, tmp_path):
+    data = {"a": [1]} if kind is dict else [{"a": 1}] if kind is list else datasets.Dataset.from_list([{"a": 1}])
+    for given in ({"data": data}, {"data": tiny.formatted("sft"), "eval_data": data}):
+        with pytest.raises(UsageError, match=f"but a {kind.__name__}") as caught:
+            trainer("sft", model=tiny.model, output_dir=tmp_path / "run", **STEPS, **given)
+        assert "datakit.convert" in caught.value.hint
+
+
+def test_pushing_without_a_login_or_a_network_is_refused_first(tiny, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    options = {"model": tiny.model, "data": tiny.formatted("sft"), "output_dir": Path(tmp_path / "run"), **STEPS}
+    with pytest.raises(UsageError, match="nobody is logged in") as caught:
+        trainer("sft", **options, push_to_hub=True)
+    assert "hf auth login" in caught.value.hint
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="does not let us in"):
+        trainer("sft", **options, push_to_hub=True, hub_token="hf_none")
