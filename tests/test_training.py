@@ -513,8 +513,19 @@ def test_a_stream_of_rows_that_are_not_formatted_is_refused(tiny, tmp_path):
     path.write_text(f'[sources.one]\npath = "{tiny.canonical("sft")}"\nweight = 1.0\n')
     with pytest.raises(UsageError, match="is not formatted"):
         sft(tiny, tmp_path, data=path, streaming=True)
-    with pytest.raises(UsageError, match="takes no stream"):
-        trainer("orpo", model=tiny.model, data=path, output_dir=tmp_path / "run", streaming=True)
+
+
+@pytest.mark.parametrize("method", ["orpo", "cpo", "dpo", "kto"])
+def test_other_methods_take_streams_too(method, tiny, tmp_path):
+    path = tmp_path / "mix.toml"
+    path.write_text(f'[sources.one]\npath = "{tiny.formatted(method)}"\nweight = 1.0\n')
+    every = {"per_device_train_batch_size": ROWS, "max_steps": 2, "output_dir": tmp_path / "run", "overwrite": True}
+    found = []
+    for options in ({"data": path, "streaming": True}, {"data": tiny.formatted(method)}):  # all rows in every batch
+        made = trainer(method, model=tiny.model, **{**STEPS, **every, **options, "eval_share": 0})
+        made.train()
+        found.append(losses(made))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 # ---------------------------------------------------------------- machines that only train

@@ -65,10 +65,12 @@ class Mixture:
     Attributes:
         recipe: the file.
         sources: its shard folders, all of them ready for the method.
+        mapped: whether the trainer maps the rows, as ORPO's and CPO's do.
     """
 
     recipe: str
     sources: list[Shards]
+    mapped: bool = False
 
 
 def opened(recipe: Recipe, method: Method) -> Mixture:
@@ -77,7 +79,7 @@ def opened(recipe: Recipe, method: Method) -> Mixture:
     Raises:
         UsageError: a source is not formatted, or the method takes no stream.
     """
-    if method.hook in ("pair_rows", "step_rows"):
+    if method.hook == "step_rows":
         raise UsageError(
             f"the {method.trainer}Trainer of TRL takes no stream", "Leave out streaming: the mix is written."
         )
@@ -90,7 +92,7 @@ def opened(recipe: Recipe, method: Method) -> Mixture:
                 f"datakit format {shards.path} -o NEW --tokenizer MODEL --for {method.format_for}; "
                 "or leave out streaming: the mix is written and formatted once.",
             )
-    return Mixture(os.fspath(recipe), found)
+    return Mixture(os.fspath(recipe), found, method.hook == "pair_rows")
 
 
 def rows(mixture: Mixture, config: Any, checkpoint: Path | None) -> tuple[Rows, Position]:
@@ -118,10 +120,25 @@ def rows(mixture: Mixture, config: Any, checkpoint: Path | None) -> tuple[Rows, 
     config.ignore_data_skip = True
     config.accelerator_config.dispatch_batches = False
     made = datasets.IterableDataset.from_generator(_given, gen_kwargs={"stream": stream, "start": stream.position})
+    if mixture.mapped:
+        _let_map(made)
     lengths: Counter[int] = Counter()
     for shards in mixture.sources:
         lengths += data.lengths_of(shards)
     return Rows(made, mixture.sources[0], None, lengths, stream), Position(stream, passes, per_update)
+
+
+def _let_map(stream: Any) -> None:
+    """Let a stream be mapped by a trainer that asks for processes, of which a stream knows nothing."""
+    import datasets
+
+    class Mapped(datasets.IterableDataset):
+        def map(self, *given: Any, num_proc: int | None = None, **options: Any) -> Any:
+            made = super().map(*given, **options)
+            made.__class__ = Mapped
+            return made
+
+    stream.__class__ = Mapped
 
 
 def _given(stream: Stream, start: int) -> Iterator[dict[str, Any]]:
