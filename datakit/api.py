@@ -27,7 +27,7 @@ from datakit.plan import FailOn, OnBadRow, Plan, Reasoning, Request
 from datakit.reading.decode import File
 from datakit.reading.limits import SHARD_SIZE
 from datakit.reading.sources import expand
-from datakit.report import Report
+from datakit.report import Report, check_budget
 from datakit.run import ColumnsWanted, Progress, Seen, commit, gather, judge
 from datakit.shards import Shards
 from datakit.terminal import plural
@@ -114,10 +114,11 @@ def convert(
         Locked: another process writes the same output.
     """
     started = time.time()
+    check_budget(on_bad_row, max_bad)
     size = plans.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
     request, objects = _request(
         inputs,
-        splits=list(split),
+        splits=[split] if isinstance(split, str) else list(split),
         to=to,
         format=format,
         map=map,

@@ -10,11 +10,12 @@ from datakit.checks.preference import answer_text
 from datakit.schema import SOURCE
 from datakit.shards import Shards
 
+IDS = ("input_ids", "prompt_ids", "completion_ids", "chosen_ids", "rejected_ids")
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 0.99, 1.0)
 
 
 def compute(shards: Shards) -> dict[str, Any]:
-    """Counts, and quantiles of characters and turns."""
+    """Counts, and quantiles of turns and of characters, or tokens where rows are formatted."""
     lengths: dict[str, list[int]] = {}
     turns: list[int] = []
     counts: dict[str, Counter[str]] = {
@@ -34,7 +35,8 @@ def compute(shards: Shards) -> dict[str, Any]:
         _columns(row, lengths, turns, counts)
     facts: dict[str, Any] = {"rows": len(shards)}
     facts |= {name: dict(sorted(counter.items())) for name, counter in counts.items() if counter}
-    facts["characters"] = {name: _quantiles(values) for name, values in lengths.items()}
+    unit = "tokens" if shards.manifest["kind"] == "tokenized" else "characters"
+    facts[unit] = {name: _quantiles(values) for name, values in lengths.items()}
     if turns:
         facts["turns"] = _quantiles(turns)
     splits = shards.manifest["splits"]
@@ -57,8 +59,9 @@ def _columns(
             counts["roles"].update(message["role"] for message in value)
             counts["rows with"]["tool calls"] += any("tool_calls" in message for message in value)
             counts["rows with"]["reasoning"] += any("reasoning_content" in message for message in value)
-    if "input_ids" in row:
-        lengths.setdefault("input_ids", []).append(len(row["input_ids"]))
+    for name in IDS:
+        if name in row:
+            lengths.setdefault(name, []).append(len(row[name]))
     if total:
         turns.append(total)
 

@@ -8,8 +8,9 @@ formats that explain the rows equally well are a question for a person, not for 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Final
 
 from datakit.errors import AmbiguousFormat, UnknownFormat, UsageError
@@ -94,9 +95,11 @@ def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) ->
         raise _unknown(rows, path, target, ranked[:1])
     winner = FORMATS[best]
     rivals = [name for name in ranked[1:] if total[name] >= MARGIN * total[best]]
-    if rivals:
-        raise _ambiguous(rows, path, [best, *rivals])
+    parted = [name for name in rivals if not any(p and q for p, q in zip(scores[best], scores[name], strict=True))]
+    if len(rivals) > len(parted):
+        raise _ambiguous(path, [best, *(name for name in rivals if name not in parted)])
     explained = sum(p > 0 for p in scores[best])
+    _refuse_halves(scores, ranked, winner, explained, path)
     rest = [row for row, p in zip(rows, scores[best], strict=True) if not p]
     return Detection(
         winner,
@@ -107,6 +110,33 @@ def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) ->
         (ranked[1], round(total[ranked[1]], 3)) if len(ranked) > 1 else None,
         _for_drift(rest, winner, target),
     )
+
+
+def _refuse_halves(
+    scores: Mapping[str, Sequence[int]], ranked: Sequence[str], winner: Format, explained: int, path: str
+) -> None:
+    """Say that about as many rows as the winner explains are of a format with another layout.
+
+    Raises:
+        AmbiguousFormat: so it is.
+    """
+    same = [points for name, points in scores.items() if FORMATS[name].layout == winner.layout]
+    left = [not any(points) for points in zip(*same, strict=True)]
+    for name in ranked:
+        count = sum(p > 0 for p, is_left in zip(scores[name], left, strict=True) if is_left)
+        if count >= MARGIN * explained:
+            raise AmbiguousFormat(
+                f"{path}: rows of two formats: {explained} sampled rows are {winner.name} ({winner.layout.name}), "
+                f"{count} are {name} ({FORMATS[name].layout.name}).",
+                "Split the file by format; one file becomes one kind and form.",
+            )
+
+
+def likeliest(row: Row) -> Format | None:
+    """The format that one row by itself gives most points to, if any."""
+    points = {format.name: format.matches(row) for format in FORMATS.values() if _considered(format, None, [row])}
+    best = max(points, key=lambda name: (points[name], name))
+    return FORMATS[best] if points[best] else None
 
 
 def known_rows(rows: Sequence[Row], known: Sequence[Format], path: str, target: Target | None = None) -> Detection:
@@ -212,24 +242,29 @@ def _unknown(rows: Sequence[Row], path: str, target: Target | None, best: Sequen
 
 
 def _nearest(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """Formats of which a row has at least half of the columns, with what is missing or of another shape."""
+    """Formats of which a row has at least half of the columns, and what is missing, misspelt or of another shape."""
     row = rows[0]
-    near: list[tuple[int, str, list[str]]] = []
+    near: list[tuple[int, bool, str, list[str]]] = []
     for format in FORMATS.values():
         lacks = []
+        misspelt = 0
         for path, shape in format.signature.items():
             found, value = look(row, path)
-            if not found:
+            close = [] if found else get_close_matches(path, row.keys() - format.signature.keys(), 1, 0.8)
+            if close and fits(row[close[0]], shape):
+                lacks.append(f"column {path} is missing, did you mean it by {close[0]!r}?")
+                misspelt += 1
+            elif not found:
                 lacks.append(f"column {path} is missing")
             elif not fits(value, shape):
                 lacks.append(f"{path} is {shown(value, 30)} where {shape} is expected")
-        present = len(format.signature) - sum("missing" in lack for lack in lacks)
+        present = len(format.signature) - sum("missing" in lack for lack in lacks) + misspelt
         if lacks and 2 * present >= len(format.signature) and present:
-            near.append((len(lacks) - present, format.name, lacks))
-    return [(name, lacks) for _, name, lacks in sorted(near)[:3]]
+            near.append((len(lacks) - present, bool(format.marks), format.name, lacks))
+    return [(name, lacks) for _, _, name, lacks in sorted(near)[:3]]
 
 
-def _ambiguous(rows: Sequence[Row], path: str, names: Sequence[str]) -> AmbiguousFormat:
+def _ambiguous(path: str, names: Sequence[str]) -> AmbiguousFormat:
     lines = []
     kinds: dict[str, Layout] = {}
     for name in names:

@@ -9,6 +9,10 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "note")
 
 
+MISSING: Final = "missing or null"
+"""The note of a column without a value, where no more is known."""
+
+
 class Finding(NamedTuple):
     """What a check or a reader saw in one row.
 

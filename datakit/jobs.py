@@ -219,7 +219,7 @@ class Jobs:
             if self.method == "sft":
                 spans = self._completion([*prompt, *record[side]], text, proof, border, len(record[side]))
             job.texts[side] = Text(text, spans)
-            job.notes += [note for note in _notes(proof, side) if note not in job.notes]
+            job.notes += [note for note in _notes(proof, side, len(prompt)) if note not in job.notes]
         return job
 
     def _completion(self, messages: Sequence[Message], text: str, proof: Proof, border: int, own: int) -> Spans:
@@ -267,13 +267,24 @@ FIELDS: Final[Mapping[str, str]] = {
 }
 
 
-def _notes(proof: Proof, column: str) -> list[Finding]:
+def _notes(proof: Proof, column: str, prompt: int = 0) -> list[Finding]:
+    """What is to be said about a row.
+
+    Args:
+        proof: of the messages of the prompt and of the column.
+        column: where the messages behind the prompt stand.
+        prompt: how many messages the prompt has.
+    """
+
+    def place(number: int) -> str:
+        return f"prompt[{number}]" if number < prompt else f"{column}[{number - prompt}]"
+
     notes = []
     for number, part in proof.lost:
-        path = "tools" if number < 0 else f"{column}[{number}]"
+        path = "tools" if number < 0 else place(number)
         notes.append(Finding("DK703", path, f"the template does not print the {FIELDS[part]}, or not all of it"))
     if proof.unended:
-        notes.append(Finding("DK706", f"{column}[{proof.unended[0]}]", "the template prints no end of turn behind it"))
+        notes.append(Finding("DK706", place(proof.unended[0]), "the template prints no end of turn behind it"))
     return notes
 
 

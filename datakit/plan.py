@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -297,6 +298,9 @@ def as_before(request: Request) -> Request:
     """A request for repaired rejects, with the map and the kind of the run that rejected them, where none are given.
 
     They stand in the manifest beside or above the folder; a copy of the folder alone names at least the formats.
+
+    Raises:
+        UsageError: another command than `convert` wrote them, without their texts.
     """
     if not request.from_rejects:
         return request
@@ -306,8 +310,15 @@ def as_before(request: Request) -> Request:
             manifest = manifests.load(place)
         except NoManifest:
             continue
+        before = manifest["plan"]["request"]
+        if "from_rejects" not in before:
+            inputs = ", ".join(dict.fromkeys(entry["path"] for entry in manifest["inputs"]))
+            raise UsageError(
+                f"{folder}: {before.get('command', 'format')} wrote these rejects, and they hold no raw text to repair",
+                f"Their rows are in {inputs}, under the same dk_id. Repair what those were converted from.",
+            )
         made = layout(manifest["kind"], manifest["form"], manifest["conversational"])
-        own = None if request.format else manifest["plan"]["request"]["map"]
+        own = None if request.format else before["map"]
         return replace(request, map=own if request.map is None else request.map, to=request.to or made.name)
     return request
 
@@ -362,7 +373,7 @@ def make(request: Request, objects: Iterable[Any] | None, folder: Path, ask: Ask
         detections.append(detection)
         formats.append(detection.format if detection else None if source.how == "shards" else given)
     known = [f.layout if f else layout(*s.kind) if s.kind else None for f, s in zip(formats, found, strict=True)]
-    chosen = choose_layout(known, found, target)
+    chosen = choose_layout(known, found, target, encode)
     fallback = next((f for f in formats if f), None) or find("openai" if chosen.conversational else "text")
     formats = [f if f or s.how == "shards" else fallback for f, s in zip(formats, found, strict=True)]
     side, optional = extra_columns(chosen, formats, samples, found, ask)
@@ -422,8 +433,13 @@ def _others(found: Detection, words: mapping.Words | None) -> Sequence[str | Map
     return others
 
 
-def choose_layout(known: Sequence[Layout | None], found: Sequence[Source], target: Target | None) -> Layout:
+def choose_layout(
+    known: Sequence[Layout | None], found: Sequence[Source], target: Target | None, asked: bool = True
+) -> Layout:
     """The one layout of the output.
+
+    Args:
+        asked: whether an output is wanted, so that one of two layouts may be asked for.
 
     Raises:
         AmbiguousFormat: the inputs have several and none was asked for.
@@ -435,12 +451,15 @@ def choose_layout(known: Sequence[Layout | None], found: Sequence[Source], targe
     if target is None:
         if len(present) == 1:
             return present[0]
-        each = [f"{s.path} is {x.name}" for s, x in zip(found, known, strict=True) if x]
-        both = [x for x in LAYOUTS if all(reaches(p, x) for p in present)]
-        hint = (
-            f"Ask for one with --to {' or --to '.join(x.name for x in both)}." if both else "Convert them separately."
-        )
-        raise AmbiguousFormat(f"one output holds one kind and form, but {'; '.join(each[:4])}.", hint)
+        first = [next(s.path for s, x in zip(found, known, strict=True) if x == p) for p in present]
+        each = "; ".join(f"{path} is {p.name}" for path, p in zip(first, present, strict=True))
+        both = [x for x in LAYOUTS if all(reaches(p, x) for p in present)] if asked else []
+        hint = f"Ask for one with --to {' or --to '.join(x.name for x in both)}, or name" if both else "Name"
+        hint += " the files of one kind at a time:"
+        for p in present:
+            names = shlex.join(s.path for s, x in zip(found, known, strict=True) if x == p)
+            hint += f"\n  {p.name}: {names}"
+        raise AmbiguousFormat(f"one output holds one kind and form, but {each}.", hint)
     wanted = [x for x in LAYOUTS if target.accepts(x)]
     same = [x for x in wanted if x in present]
     choices = [x for x in (*same, *reversed(wanted)) if all(reaches(p, x) for p in present)]

@@ -213,7 +213,7 @@ def show(
             trained = [label != IGNORED for label in found["labels"]]
         columns[name] = [[text, flag] for text, flag in zip(texts, trained, strict=True)]
     others = {name: value for name, value in found.items() if name not in (*IDS, "labels")}
-    special = sorted({*own.special.values()})
+    special = sorted({token.content for token in own.added if token.special} | {*own.special.values()})
     report.facts = {"row": row, "columns": columns, "others": others, "special": special}
     return report
 

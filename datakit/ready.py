@@ -26,7 +26,7 @@ from datakit.methods import Method, method_for
 from datakit.output import manifest as manifests
 from datakit.plan import open_folder
 from datakit.reading.sources import Source
-from datakit.report import Budget
+from datakit.report import check_budget
 from datakit.schema import KEPT, Layout, layout
 from datakit.sizes import Lengths
 from datakit.step import SourcePlan
@@ -97,12 +97,7 @@ class FormatRequest:
             raise UsageError(f"--max-length {self.max_length}", "A positive number of tokens.")
         if self.max_length is None and self.truncation != "error":
             raise UsageError(f"--truncation {self.truncation} needs --max-length")
-        if self.on_bad_row == "quarantine" and self.max_bad is None:
-            raise UsageError(
-                "--on-bad-row quarantine needs --max-bad", 'For example --max-bad "0.1 %" or --max-bad "20 rows".'
-            )
-        if self.max_bad is not None:
-            Budget.parse(self.max_bad)
+        check_budget(self.on_bad_row, self.max_bad)
         if self.now is not None:
             _instant(self.now)
         for pattern in self.leave_out:

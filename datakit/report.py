@@ -35,7 +35,7 @@ class Budget:
         Raises:
             UsageError: not of the form "N rows" or "N %".
         """
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|rows?)\s*", text)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|rows?)\s*", str(text))
         if not match or (match[2] != "%" and not match[1].isdigit()) or (match[2] == "%" and float(match[1]) > 100):
             raise UsageError(f'--max-bad "{text}"', 'Write a number with its unit: "0.1 %" or "20 rows".')
         return cls(float(match[1]), match[2] == "%")
@@ -45,6 +45,24 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.amount:g} %" if self.share else plural(int(self.amount), "row")
+
+
+def check_budget(on_bad_row: str, max_bad: str | None) -> None:
+    """Refuse a quarantine without a budget, and a budget without a quarantine.
+
+    Raises:
+        UsageError: with what to write instead.
+    """
+    if max_bad is not None:
+        Budget.parse(max_bad)
+    if on_bad_row == "quarantine" and max_bad is None:
+        raise UsageError(
+            "--on-bad-row quarantine needs --max-bad", 'For example --max-bad "0.1 %" or --max-bad "20 rows".'
+        )
+    if on_bad_row == "fail" and max_bad is not None:
+        raise UsageError(
+            f'--max-bad "{max_bad}" without --on-bad-row quarantine', "By default one bad row fails the run: add it."
+        )
 
 
 @dataclass(slots=True)

@@ -23,13 +23,13 @@ from datakit.reading.blocks import Block
 from datakit.reading.columnar import STRUCT_NOTE
 from datakit.reading.decode import File, is_remote
 from datakit.reading.limits import BATCH_ROWS, BLOCK
-from datakit.reading.sources import Source
+from datakit.reading.sources import Source, left_out
 from datakit.report import Budget, Report, Summary, failing, summarise
 from datakit.schema import COLUMN_DOCS, KEPT, OPTIONAL, PROVENANCE, Layout
 from datakit.step import Result
 from datakit.tally import Tally
 from datakit.terminal import plural
-from datakit.whole import Keys, SetFinding, of_inputs, whole_set
+from datakit.whole import Keys, SetFinding, of_folders, of_inputs, whole_set
 from datakit.workers import Pool
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ Progress = Callable[[int, int], None]
 class Request(Protocol):
     """What the loop and the judgement need to know of a request."""
 
+    @property
+    def inputs(self) -> Sequence[str]: ...
     @property
     def shard_size(self) -> int: ...
     @property
@@ -206,8 +208,8 @@ class _Shards:
                 raise ColumnsWanted(result.wanted)
             self.tally.add(result.tally)
             self.source_rows[block.source] += result.tally.rows_in
-            self.digests.add(result.digests, path, result.rows)
-            self.conflicts.add(result.conflicts, path, result.rows)
+            self.digests.add(result.digests, path, result.rows, result.origins)
+            self.conflicts.add(result.conflicts, path, result.rows, result.origins)
             if self.transaction is not None:
                 self._write(self.transaction, result)
         self.size += block.size
@@ -350,6 +352,10 @@ def gather(plan: Plan, pool: Pool, transaction: Transaction | None, progress: Pr
     return seen
 
 
+TOO_LONG: Final = "DK702"
+"""Such rows do not end a run, for what each way to cut them would lose is told of all rows."""
+
+
 class _Limit:
     """Whether a conversion cannot succeed any more and has shown enough."""
 
@@ -366,7 +372,7 @@ class _Limit:
     def reached(self, *tallies: Tally) -> bool:
         if self.allowed < 0:
             return False
-        bad = sum(bad_rows(tally, self.severities) for tally in tallies)
+        bad = sum(bad_rows(tally, self.severities) - tally.rejected[TOO_LONG] for tally in tallies)
         return bad > self.allowed and bad >= ENOUGH
 
 
@@ -400,6 +406,7 @@ def judge(plan: Plan, seen: Seen, command: str) -> Report:
         whole += [SetFinding("DK118", "no rows", 0, places)] if places else []
     inputs = _inputs(plan, seen)
     whole += of_inputs(inputs, bool(plan.request.splits))
+    whole += of_folders(left_out([*plan.request.inputs, *(split.partition("=")[2] for split in plan.request.splits)]))
     findings = summarise(tally, severities, whole)
     layout = plan.step.layout
     report = Report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import textwrap
@@ -196,9 +197,12 @@ def _next(console: Console, found: Report) -> None:
     for summary in [s for s in found.findings if s.severity == "error"][:3]:
         entry = next(e for e in _check_entries() if e["id"] == summary.id)
         _indented(console, f"{summary.id}: {entry['fix']}  (datakit explain {summary.id})")
-    if found.command in ("convert", "format") and found.rows_rejected:
-        amount = plural(found.rows_rejected, "row").replace(",", "") if found.complete else "N rows"
-        _indented(console, "Or set the bad rows aside, then look at rejects/:")
+    severities = {summary.id: summary.severity for summary in found.findings}
+    bad = sum(count for id, count in found.rejected.items() if severities.get(id) == "error")
+    if found.command in ("convert", "format") and bad > 0 and found.rows_rejected < found.rows_in:
+        amount = plural(bad, "row").replace(",", "") if found.complete else f"{math.ceil(100 * bad / found.rows_in)} %"
+        so_far = "" if found.complete else " (the share so far)"
+        _indented(console, f"Or set the bad rows aside{so_far}, then look at rejects/:")
         console.print(Text(f'  --on-bad-row quarantine --max-bad "{amount}"'), soft_wrap=True)
     if found.command in WRITING:
         console.print(Text("  Nothing was written."))

@@ -105,7 +105,7 @@ class _Sequences:
 
     def finish(self, rows: Sequence[_Row]) -> Result:
         batch, bad = self._labelled(rows)
-        self._count(batch)
+        self._count_losses(batch)
         limit = self.plan.max_length
         bad |= {n: Finding("DK705", "", "it begins with the token twice") for n in self._two_beginnings(batch)}
         learns = batch.trained - (batch.labels[np.minimum(batch.offsets[:-1], len(batch.ids) - 1)] != IGNORED)
@@ -182,6 +182,7 @@ class _Sequences:
             TRAINED: pa.array(batch.trained.astype(np.int32)),
             **self._origins(rows),
         }
+        self._count_supervised(rows, batch.sizes, batch.trained)
         if not self.plan.pack:
             for row in rows:
                 self.state.keep(row.place, 1)
@@ -206,16 +207,19 @@ class _Sequences:
                 self.state.keep(row.place, len(pieces))
             used += 1
             made += [(piece, row) for piece in pieces]
-        sizes = [len(piece.input_ids) for piece, _ in made]
+        origins = [row for _, row in made]
+        sizes = np.array([len(piece.input_ids) for piece, _ in made], np.int32)
+        trained = np.array([_trained(piece.labels) for piece, _ in made], np.int32)
+        self._count_supervised(origins, sizes, trained)
         bounds = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
         empty = np.empty(0, np.int32)
         labels = np.concatenate([empty, *(piece.labels for piece, _ in made)])
         columns = {
             "input_ids": pack.lists(bounds, np.concatenate([empty, *(piece.input_ids for piece, _ in made)])),
             "labels": pack.lists(bounds, labels),
-            LENGTH: pa.array(np.array(sizes, np.int32)),
-            TRAINED: pa.array(np.array([_trained(piece.labels) for piece, _ in made], np.int32)),
-            **self._origins([row for _, row in made]),
+            LENGTH: pa.array(sizes),
+            TRAINED: pa.array(trained),
+            **self._origins(origins),
         }
         return self._packed(columns, used)
 
@@ -265,17 +269,26 @@ class _Sequences:
             arrays |= {LENGTH: [], TRAINED: []}
         return self.state.result(arrays)
 
-    def _count(self, batch: _Batch) -> None:
-        """Supervised tokens by source, and what each policy would lose where a limit was given."""
-        counts, limit = self.state.tally.counts, self.plan.max_length
-        by_source: dict[str, list[int]] = {}
-        for number, row in enumerate(batch.rows):
-            by_source.setdefault(row.place[0], []).append(number)
-        for source, numbers in by_source.items():
-            counts[f"tokens {source}"] += int(batch.sizes[numbers].sum())
-            counts[f"trained {source}"] += int(batch.trained[numbers].sum())
-            if limit is not None:
-                _count_losses(counts, source, batch.shapes(numbers, limit), limit, fit.POLICIES)
+    def _count_losses(self, batch: _Batch) -> None:
+        """By source, what each policy would lose where a limit was given."""
+        limit = self.plan.max_length
+        for source, numbers in _by_source(batch.rows).items() if limit is not None else ():
+            shapes = batch.shapes(numbers, cast(int, limit))
+            _count_losses(self.state.tally.counts, source, shapes, cast(int, limit), fit.POLICIES)
+
+    def _count_supervised(self, rows: Sequence[_Row], sizes: Places, trained: Places) -> None:
+        """By source, the tokens of rows that are written, and those of them that are trained."""
+        for source, numbers in _by_source(rows).items():
+            self.state.tally.counts[f"tokens {source}"] += int(sizes[numbers].sum())
+            self.state.tally.counts[f"trained {source}"] += int(trained[numbers].sum())
+
+
+def _by_source(rows: Sequence[_Row]) -> dict[str, list[int]]:
+    """The numbers of rows by the source that they come from."""
+    numbers: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        numbers.setdefault(row.place[0], []).append(number)
+    return numbers
 
 
 class _Answers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -20,10 +21,11 @@ from orjson import dumps
 from datakit import checks, plain
 from datakit.checks import CHECKS
 from datakit.checks.content import damaged, media_tags
+from datakit.detection import likeliest
 from datakit.encode import OPTIONAL_NAMES, Columns, Kept, encode, names_left
-from datakit.findings import BadRow, Finding, decisive, shown
+from datakit.findings import MISSING, BadRow, Finding, decisive, shown
 from datakit.formats import FORMATS, mapping
-from datakit.formats.declare import Format, Record, Row
+from datakit.formats.declare import Format, Record, Row, look
 from datakit.formats.normalise import normalise
 from datakit.formats.reshape import reshape, unused, with_reasoning
 from datakit.messages import Context
@@ -130,6 +132,7 @@ class Result:
         conflicts: for preferences and labels, 16 bytes per row: the question, and in the last bit the verdict.
         rows: line or row number of each row that goes on.
         wanted: optional columns that a row has and the plan does not.
+        origins: for repaired rows, the file that each of them came from.
     """
 
     batch: pa.RecordBatch | None
@@ -139,6 +142,7 @@ class Result:
     conflicts: bytes
     rows: Sequence[int]
     wanted: list[str]
+    origins: Sequence[str] = ()
 
 
 Short = Callable[[Row, bytes, int, str], bool]
@@ -159,6 +163,12 @@ class _Unit:
     """For a repaired row, the line of the reject file; `path` and `number` say where it came from."""
     size: int = 1
     members: list[_Unit] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+    """What was found while it was read."""
+
+
+COUNTED: Final = ("DK107", "DK124", "DK125", "DK126", "DK901", "DK909")
+"""Findings that mostly do not keep a row from the short way."""
 
 
 class _Sink:
@@ -175,7 +185,7 @@ class _Sink:
         self.names = [c.name for c in self.layout.columns]
         self.wanted: set[str] = set()
         self.plain = 0
-        self.raised = {id for id in ("DK107", "DK124", "DK901", "DK909") if plan.severities[id] == "error"}
+        self.raised = {id for id in COUNTED if plan.severities[id] == "error"}
 
 
 @lru_cache(maxsize=64)
@@ -199,23 +209,27 @@ def convert_block(block: Block, plan: StepPlan) -> Result:
     format = None if sink.canonical else _format_of(orjson.dumps(source.format))
     others = [_format_of(orjson.dumps(other)) for other in source.others]
     escapes, controls = (False, True) if block.rows is not None else escapes_in(block.payload)
-    units = _units(block, tally, escapes, _short_way(sink, format, block, escapes))
+    units = _units(block, sink, escapes, _short_way(sink, format, block, escapes))
     for unit in _grouped(units, format) if format and format.group else units:
-        _convert_unit(sink, unit, format, others)
+        _convert_unit(sink, unit, format, others, block.header)
     tally.single += sink.plain
     tally.rows_out += sink.plain
     if sink.plain:
         tally.fanout["1"] += sink.plain
-    return _finish(sink, controls)
+    return _finish(sink, controls, bool(block.origins))
 
 
-def _units(block: Block, tally: Tally, escapes: bool, short: Short) -> Iterator[_Unit]:
+def _units(block: Block, sink: _Sink, escapes: bool, short: Short) -> Iterator[_Unit]:
     """The rows of a block, decoded; without those that have gone the short way."""
+    tally = sink.tally
     if block.rows is not None:
-        for number, row in read_rows(block.rows, block.first):
+        for number, row, notes in read_rows(block.rows, block.first):
             tally.rows_in += 1
+            unit = _Unit(number, row, row, notes=notes)
             if not short(row, b"", number, ""):
-                yield _Unit(number, row, row)
+                yield unit
+            elif notes:
+                _see(sink, unit, notes)
         return
     for index, (number, data, offset) in enumerate(_numbered(block)):
         if not data or data.isspace():
@@ -231,9 +245,9 @@ def _units(block: Block, tally: Tally, escapes: bool, short: Short) -> Iterator[
             check_keys(row, data, escapes)
         except BadRow as bad:
             finding = bad.finding
-            if block.columns and finding.id == "DK112":
+            if block.header and finding.id == "DK112":
                 cells = len(orjson.loads(data))
-                finding = Finding("DK104", "", f"{plural(cells, 'cell')} under a header of {block.columns}")
+                finding = Finding("DK104", "", f"{plural(cells, 'cell')} under a header of {len(block.header)}")
             yield _Unit(at, data, None, finding, offset, path, line)
         else:
             yield _Unit(at, data, row, None, offset, path, line)
@@ -271,6 +285,7 @@ def _grouped(units: Iterator[_Unit], format: Format) -> Iterator[_Unit]:
 
 def _join(members: list[_Unit], format: Format) -> _Unit:
     group = _Unit(members[0].number, members[0].raw, None, size=len(members), members=members)
+    group.notes = [note for unit in members for note in unit.notes]
     try:
         if format.join is not None:
             group.row = format.join([unit.row for unit in members if unit.row is not None])
@@ -279,17 +294,17 @@ def _join(members: list[_Unit], format: Format) -> _Unit:
     return group
 
 
-def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[Format]) -> None:
+def _convert_unit(sink: _Sink, unit: _Unit, format: Format | None, others: list[Format], header: Sequence[str]) -> None:
     """One unit to its output rows, or to the rejects."""
     if unit.finding is not None or unit.row is None:
         _reject(sink, unit, [unit.finding] if unit.finding else [])
         return
-    notes: list[Finding] = []
+    notes = list(unit.notes)
     try:
         if format is None:
             made = [_canonical(unit.row)]
         else:
-            made = _normalised(unit.row, format, others, notes)
+            made = _normalised(unit.row, format, others, notes, header)
         records = [_shaped(sink, record, source, rest, notes) for record, source, rest in made]
     except BadRow as bad:
         _reject(sink, unit, [*notes, bad.finding])
@@ -359,7 +374,7 @@ def _raised(sink: _Sink, record: Record, rest: Row) -> list[Finding]:
 
 
 def _normalised(
-    row: Row, format: Format, others: list[Format], notes: list[Finding]
+    row: Row, format: Format, others: list[Format], notes: list[Finding], header: Sequence[str]
 ) -> list[tuple[Record, Layout, Row]]:
     """The records of one raw row, by its format or, where it drifts, by another of the same layout."""
     context = Context()
@@ -369,12 +384,28 @@ def _normalised(
         other = next((o for o in others if o.matches(row)), None)
         if other is None or bad.finding.id not in ("DK103", "DK104"):
             notes.extend(context.notes)
-            raise
+            raise _explained(bad, row, format, header) from None
         context = Context()
         made = _by(other, row, context)
         notes.append(Finding("DK105", "", f"read as {other.name}, while the file is {format.name}"))
     notes.extend(context.notes)
     return made
+
+
+def _explained(bad: BadRow, row: Row, format: Format, header: Sequence[str]) -> BadRow:
+    """A missing column with why: an empty cell, a null, a row of another format, or a misspelt name."""
+    id, path, note = bad.finding
+    if note != MISSING:
+        return bad
+    if path in header:
+        return BadRow(id, path, "an empty cell")
+    if look(row, path)[0]:
+        return BadRow(id, path, "null")
+    close = get_close_matches(path, [name for name in row if name not in format.taken], 1, 0.8)
+    like = None if close else likeliest(row)
+    meant = f"; did you mean it by {close[0]!r}?" if close else ""
+    more = f", a row of {like.name} while the file is {format.name}" if like else meant
+    return BadRow(id, path, f"missing in {shown(row)}{more}")
 
 
 def _by(format: Format, row: Row, context: Context) -> list[tuple[Record, Layout, Row]]:
@@ -481,7 +512,7 @@ def _keep(sink: _Sink, unit: _Unit, record: Record, rest: Row) -> None:
         kept.origins.append((unit.path or sink.source.path, unit.number))
 
 
-def _finish(sink: _Sink, controls: bool) -> Result:
+def _finish(sink: _Sink, controls: bool, repaired: bool) -> Result:
     plan = sink.plan
     done = encode(sink.kept, Columns(sink.layout, plan.optional, plan.side), plan.severities, sink.tally, controls)
     batch = done.batch() if plan.encode and sink.kept.rows and not sink.wanted else None
@@ -493,4 +524,5 @@ def _finish(sink: _Sink, controls: bool) -> Result:
         b"".join(done.conflicts),
         sink.kept.rows,
         sorted(sink.wanted),
+        [path for path, _ in sink.kept.origins] if repaired else [],
     )

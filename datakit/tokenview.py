@@ -24,14 +24,17 @@ LINE_FEED: Final = "\u23ce"
 
 
 def row(found: Report) -> None:
-    """One formatted row: trained text in colour, masked text dim, special tokens reversed."""
+    """One formatted row: trained text in colour, or in brackets where there is none; special tokens reversed."""
     out = open_console()
     special = set(found.facts["special"])
     for name, tokens in found.facts["columns"].items():
         count = sum(trained for _, trained in tokens)
         out.print(Text(f"{name}: {plural(len(tokens), 'token')}, {count:,} trained", style="bold"))
-        text = Text()
-        for piece, trained in tokens:
+        text, brackets, before = Text(), out.color_system is None, False
+        for piece, trained in [*tokens, ["", False]]:
+            if brackets and trained != before:
+                text.append("[[" if trained else "]]")
+            before = trained
             style = TRAINED if trained else MASKED
             if piece in special:
                 style += f" {SPECIAL}"
@@ -42,6 +45,9 @@ def row(found: Report) -> None:
         out.print(text, soft_wrap=True)
     for name, value in found.facts["others"].items():
         out.print(Text(f"{name}: {safe(value)}", style=MASKED))
+    if out.color_system is None:
+        out.print(Text("[[trained]]  masked"))
+        return
     out.print(Text.assemble(("trained", TRAINED), "  ", ("masked", MASKED), "  ", ("special", f"{MASKED} {SPECIAL}")))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Final
 
 from datakit.checks import kto, preference
@@ -42,11 +43,20 @@ class Keys:
     starts: list[int] = field(default_factory=list)
     blocks: list[tuple[str, Sequence[int]]] = field(default_factory=list)
 
-    def add(self, keys: bytes, source: str, rows: Sequence[int]) -> None:
-        if keys:
-            self.starts.append(len(self.data) // 16)
-            self.blocks.append((source, rows))
-            self.data += keys
+    def add(self, keys: bytes, source: str, rows: Sequence[int], origins: Sequence[str] = ()) -> None:
+        """Add those of a block.
+
+        Args:
+            origins: for repaired rows, the file that each came from.
+        """
+        if not keys:
+            return
+        start = 0
+        for name, size in [(name, len(list(group))) for name, group in groupby(origins)] or [(source, len(rows))]:
+            self.starts.append(len(self.data) // 16 + start)
+            self.blocks.append((name, rows[start : start + size]))
+            start += size
+        self.data += keys
 
     def place(self, index: int) -> tuple[str, int]:
         """(source, row) of the row with this number in output order."""
@@ -141,6 +151,15 @@ def of_inputs(inputs: Sequence[Mapping[str, Any]], asked: bool) -> list[SetFindi
         places = [[e["path"], None, "", _same_bytes(first, e)] for first, e in copies[:PLACES]]
         found.append(SetFinding("DK123", f"{len(copies)} copies", sum(e["rows"] for _, e in copies), places))
     return found
+
+
+def of_folders(names: Sequence[str]) -> list[SetFinding]:
+    """What lies in the folders that were named and was not read."""
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    note = f"{plural(len(names), 'name')} in folders: {', '.join(names[:3])}{more}"
+    return [SetFinding("DK127", note)]
 
 
 def _same_bytes(first: Mapping[str, Any], copy: Mapping[str, Any]) -> str:

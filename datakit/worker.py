@@ -94,7 +94,7 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 def pack_block(block: Block) -> tuple[dict[str, Any], bytes]:
-    names = ("source", "first", "offset", "size", "spans", "rows", "long", "notes", "columns", "origins", "where")
+    names = ("source", "first", "offset", "size", "spans", "rows", "long", "notes", "header", "origins", "where")
     return {name: getattr(block, name) for name in names}, block.payload
 
 
@@ -111,6 +111,7 @@ def write_result(stream: IO[bytes], result: Result) -> None:
         "tally": result.tally.to_json(),
         "rejects": result.rejects,
         "wanted": result.wanted,
+        "origins": result.origins,
         "rows": [first, len(result.rows)] if consecutive else result.rows,
         "consecutive": consecutive,
         "batch": result.batch is not None,
@@ -134,7 +135,7 @@ def read_result(stream: IO[bytes], header: dict[str, Any], parts: list[bytes]) -
     else:  # 4 bytes a row, since they are kept for the time of the run
         rows = array("Q" if max(rows) >= 2**32 else "I", rows)
     tally = Tally.from_json(header["tally"])
-    return Result(batch, header["rejects"], tally, parts[0], parts[1], rows, header["wanted"])
+    return Result(batch, header["rejects"], tally, parts[0], parts[1], rows, header["wanted"], header["origins"])
 
 
 def _plan(value: Mapping[str, Any]) -> StepPlan | FormatStep:

@@ -238,7 +238,7 @@ class Pool:
                 0,
                 block.payload,
                 spans[part],
-                columns=block.columns,
+                header=block.header,
                 origins=origins[part] if origins else None,
             )
             for part in (slice(0, middle), slice(middle, None))

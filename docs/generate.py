@@ -79,6 +79,15 @@ def cli() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+FOREIGN = {
+    "bytes, of any width": '`{"$base64": "..."}`',
+    "decimal": 'its digits, such as `"12.50"`',
+    "date, time, moment": "ISO 8601 with all digits of the column; a moment with a zone carries its offset",
+    "duration, interval": 'ISO 8601, such as `"PT1.500S"`',
+    "NaN, infinity": '`"NaN"`, `"Infinity"`, `"-Infinity"`',
+}
+
+
 def kinds() -> str:
     lines = [NOTE, "# Kinds, forms and columns", ""]
     lines += ["What a shard may hold. `--to` takes the names of the first column.", ""]
@@ -90,6 +99,9 @@ def kinds() -> str:
     lines += ["", "Columns that exist only where a row has them, and the provenance that every shard has:", ""]
     lines += ["| column | |", "|---|---|"]
     lines += [f"| `{column.name}` | {column.doc} |" for column in (*OPTIONAL, *PROVENANCE)]
+    lines += ["", "Values of Parquet and Arrow files that JSON lacks become texts (DK125, DK126):", ""]
+    lines += ["| value | as JSON |", "|---|---|"]
+    lines += [f"| {value} | {text} |" for value, text in FOREIGN.items()]
     return "\n".join(lines) + "\n"
 
 

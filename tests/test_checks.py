@@ -12,6 +12,7 @@
     to, reasoning, others
                  the options of that name; `others` are formats for rows that drift
     as           "parquet" for rows of a Parquet file, "killed worker" for a worker that dies on them
+    types        for such a file, the Arrow types of columns that JSON cannot show
 
 In any list `{"repeat": N, "row": X}` stands for N times X with its number in place of `{i}`, and a line may be a list
 of `[text, times]`.
@@ -62,7 +63,8 @@ OF_FILES = ("DK118", "DK119", "DK311")
 BESIDE = OF_FILES
 """Seen in a file as a whole; such a finding fails a run and rejects no row."""
 
-ROWS = [id for id, check in CHECKS.items() if check.on not in ("set", "format") and id not in ("DK121", "DK311")]
+OF_PARQUET = ("DK125", "DK126", "DK311")
+ROWS = [id for id, check in CHECKS.items() if check.on not in ("set", "format") and id not in ("DK121", *OF_PARQUET)]
 SETS = [id for id, check in CHECKS.items() if check.on == "set"]
 
 
@@ -335,20 +337,24 @@ def test_time_grows_with_the_row_and_not_faster(format: str, row: dict[str, Any]
 def as_parquet(folder: Path, id: str, which: str) -> Iterator[str]:
     for number, row in enumerate(expanded(case(id)[which])):
         path = folder / f"{which}-{number}.parquet"
-        pq.write_table(pa.Table.from_pylist([row]), path)
+        table = pa.Table.from_pylist([row])
+        types = case(id).get("types", {})
+        fields = [f.with_type(pa.type_for_alias(types[f.name])) if f.name in types else f for f in table.schema]
+        pq.write_table(table.cast(pa.schema(fields)), path)
         yield str(path)
 
 
-def test_structs_in_parquet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("id", OF_PARQUET)
+def test_rows_of_parquet(id: str, tmp_path: Path) -> None:
     for which in ("hit", "clean"):
-        for path in as_parquet(tmp_path, "DK311", which):
+        for path in as_parquet(tmp_path, id, which):
             report = datakit.validate(path, workers=1)
             found = {summary.id: summary for summary in report.findings}
-            assert ("DK311" in found) == (which == "hit")
+            assert (id in found) == (which == "hit")
             assert report.rows_rejected == 0
             if which == "hit":
-                assert found["DK311"].severity == "note"
-                assert found["DK311"].first[0]["source"] == path
+                assert found[id].severity == CHECKS[id].severity
+                assert found[id].first[0]["source"] == path
 
 
 def test_a_row_that_no_worker_survives() -> None:

@@ -111,6 +111,7 @@ def test_json_is_one_object_on_stdout(tmp_path):
         (["convert", "good.jsonl", "-o", "o", "--to", "stf"], 2, "sft:messages"),
         (["convert", "good.jsonl", "-o", "o", "--on-bad-row", "quarantine"], 2, "--max-bad"),
         (["convert", "good.jsonl", "-o", "o", "--on-bad-row", "quarantine", "--max-bad", "1"], 2, "with its unit"),
+        (["convert", "good.jsonl", "-o", "o", "--max-bad", "1 row"], 2, "without --on-bad-row quarantine"),
         (["convert", "good.jsonl", "-o", "o", "--shard-size", "big"], 2, "256MiB"),
         (["convert", "good.jsonl", "-o", "s3://bucket/x"], 2, "local"),
         (["convert", "good.jsonl", "-o", "o", "--severity", "DK202"], 2, "CHECK=SEVERITY"),

@@ -122,9 +122,10 @@ def test_most_rows_decide_and_not_the_first() -> None:
     assert detection.runner_up[0] == "chat-in-conversations"
 
 
-def test_half_and_half_is_a_question() -> None:
-    with pytest.raises(AmbiguousFormat, match="chat-in-conversations and sharegpt explain the rows equally well"):
-        found([{"conversations": chat()}] * 100 + [{"conversations": turns()}] * 100)
+def test_half_and_half_of_one_layout_are_read_each_by_its_own() -> None:
+    detection = found([{"conversations": chat()}] * 100 + [{"conversations": turns()}] * 100)
+    assert {detection.format.name, *detection.others} == {"chat-in-conversations", "sharegpt"}
+    assert (detection.rows, detection.explained) == (200, 100)
 
 
 def test_a_format_that_explains_few_rows_is_none() -> None:
@@ -402,3 +403,57 @@ def test_detect_says_what_each_input_is(tmp_path: Path) -> None:
         (inputs[1], "sharegpt"),
     ]
     assert datakit.detect([{"prompt": "q", "completion": "a", "label": True}]).format == "kto"
+
+
+# ---------------------------------------------------------------- what a person may have meant
+
+
+def test_half_and_half_of_two_layouts_is_to_be_split() -> None:
+    rows: list[Row] = [{"messages": chat()}] * 10 + [{"prompt": "q", "chosen": "a", "rejected": "b"}] * 10
+    with pytest.raises(AmbiguousFormat, match="rows of two formats: ") as caught:
+        found(rows)
+    assert "10 are openai (sft:messages)" in caught.value.message
+    assert caught.value.hint.startswith("Split the file by format")
+
+
+def test_a_misspelt_column_of_all_rows_is_told() -> None:
+    with pytest.raises(UnknownFormat) as caught:
+        found([{"messges": chat()}])
+    assert "openai: column messages is missing, did you mean it by 'messges'?" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "note"),
+    [
+        ({"outptu": "a", "instruction": "q"}, "missing in an object with keys outptu, instruction; did you mean it by 'outptu'?"),
+        ({"output": None, "instruction": "q"}, "null"),
+        ({"instruction": "q", "speech": "x"}, "missing in an object with keys instruction, speech"),
+        (
+            {"conversations": turns()},
+            "missing in an object with keys conversations, a row of sharegpt while the file is alpaca",
+        ),
+    ],
+)  # fmt: skip
+def test_a_missing_column_is_explained(row: Row, note: str, tmp_path: Path) -> None:
+    good: list[Row] = [{"instruction": "q", "output": f"a{n}"} for n in range(9)]
+    path = write(tmp_path / "rows.jsonl", [*good, row])
+    report = datakit.validate(path, format="alpaca", workers=1)
+    assert [place["note"] for place in report.errors()[0].first] == [note]
+
+
+def test_an_empty_cell_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("instruction,output\nq,a\nq,\n", "utf-8")
+    report = datakit.validate(tmp_path / "a.csv", format="alpaca", workers=1)
+    assert [place["note"] for place in report.errors()[0].first] == ["an empty cell"]
+
+
+def test_inputs_of_different_kinds_are_named_by_kind(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"messages": chat()}])
+    write(tmp_path / "b.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    write(tmp_path / "c.jsonl", [{"messages": chat()}])
+    with pytest.raises(AmbiguousFormat) as caught:
+        datakit.validate(tmp_path, workers=1)
+    first, second = caught.value.hint.splitlines()[1:]
+    assert first == f"  sft:messages: {tmp_path}/a.jsonl {tmp_path}/c.jsonl"
+    assert second == f"  preference:strings: {tmp_path}/b.jsonl"
+    assert "--to" not in caught.value.hint

@@ -383,6 +383,28 @@ def test_what_was_foretold_is_what_is_lost(policy, run):
         assert first[0]["labels"] == whole[1]["labels"][-limit:]
 
 
+def test_the_share_of_trained_tokens_is_that_of_the_rows_that_are_written(run, qwen):
+    rows = chats(("a", "yes"), ("b", "no " * 90), ("c", "well"))
+    for truncation in ("drop", "keep_start"):
+        report, made = run(rows, qwen, max_length=60, truncation=truncation, on_bad_row="quarantine", max_bad="2 rows")
+        (told,) = report.facts["supervised"].values()
+        assert told["tokens"] == sum(row["dk_length"] for row in made)
+        assert told["trained"] == sum(row["dk_trained"] for row in made)
+
+
+def test_what_is_lost_is_told_of_all_rows_however_many_are_too_long(run):
+    report, _ = run(chats(*[(f"ask {n}", "long " * 40) for n in range(1500)]), max_length=30)
+    (losses,) = report.facts["losses"].values()
+    assert (report.exit_code, report.complete, losses["error"]["over"]) == (1, True, 1500)
+
+
+def test_a_text_that_is_lost_is_named_where_it_stands(run):
+    silent = PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    pair = {**PAIR, "prompt": [{"role": "system", "content": "Be kind."}, *turns("one?")]}
+    report, _ = run([pair], template=silent, to="preference:messages")
+    assert found(report)["DK703"].first[0]["path"] == "prompt[0]"
+
+
 @pytest.mark.parametrize("limit", [60, 75, 100])
 def test_windows_train_every_turn_once_behind_the_same_head(limit, run, qwen):
     system = {"role": "system", "content": "be brief"}

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 import datakit
-from datakit.errors import CannotJudge
+from datakit.errors import CannotJudge, UnreadableInput
 
 ROWS = [{"prompt": f"q{n} ", "completion": f" a{n}", "extra": {"n": n, "none": None}} for n in range(300)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -310,3 +310,41 @@ def test_bit_flips_in_shards_are_found(tmp_path):
     assert datakit.verify(out).exit_code == 0
     (out / "data" / "train-00099-of-00100.parquet").write_bytes(b"x")
     assert datakit.verify(out).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"text": "a"}, {"text": "b"}]',
+        '[\n  {"text": "a"}\n]\n',
+        '{\n  "text": "a"\n}\n{\n  "text": "b"\n}\n',
+    ],
+)
+def test_a_document_under_the_name_of_lines_is_to_be_renamed(text, tmp_path):
+    (tmp_path / "a.jsonl").write_text(text, "utf-8")
+    with pytest.raises(UnreadableInput) as caught:
+        datakit.validate(tmp_path / "a.jsonl", workers=1)
+    assert caught.value.hint == "Rename it to a.json: this is one JSON document."
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.json")
+    assert datakit.validate(tmp_path / "a.json", workers=1).rows_out == text.count("text")
+
+
+def test_a_list_among_lines_is_a_bad_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('["a"]\n{"text": "b"}\n', "utf-8")
+    assert datakit.validate(tmp_path / "a.jsonl", workers=1).rejected == {"DK112": 1}
+
+
+def test_what_a_folder_holds_besides_is_told(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "more").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("part-00000", "more/b.xz", "README.md", "LICENSE", ".hidden", "c.bak"):
+        (folder / name).write_text("x")
+    (folder / "a.jsonl").write_text('{"text": "a"}\n')
+    report = datakit.validate(folder, workers=1)
+    [left] = [summary for summary in report.findings if summary.id == "DK127"]
+    assert (left.severity, left.share, report.exit_code) == ("note", 0, 0)
+    names = ", ".join(f"{folder}/{name}" for name in ("c.bak", "linked", "more/b.xz"))
+    assert left.first[0]["note"] == f"4 names in folders: {names} and 1 more"
+    assert not datakit.validate(f"{folder}/*.jsonl", workers=1).findings

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import datakit
-from datakit.errors import UnreadableInput, UsageError
+from datakit.errors import DataFailed, UnreadableInput, UsageError
 from datakit.jsonschema import all_schemas
 from datakit.mixing.apportion import Lengths
 from datakit.mixing.arrangement import Arrangement, Size, arrange
@@ -581,7 +581,7 @@ def test_kinds_have_to_agree_or_are_converted(folder: Path, tmp_path: Path) -> N
 def test_sources_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "asistant", "content": "x"}]}\n', "utf-8")
-    with pytest.raises(UsageError, match="'bad.jsonl' cannot be converted on the way: 1 of 1 row is bad"):
+    with pytest.raises(DataFailed, match="'bad.jsonl' cannot be converted on the way: 1 of 1 row is bad"):
         datakit.mix([folder / "a", bad], tmp_path / "m")
     with pytest.raises(UnreadableInput):
         datakit.mix([folder / "a", tmp_path / "missing"], tmp_path / "m")
@@ -721,7 +721,7 @@ def test_a_row_that_cannot_be_measured_is_named(tmp_path: Path, formatted: dict[
     rows = [chat("fine"), {"messages": [{"role": "user", "content": "q"}, thought]}]
     folder = shards(tmp_path / "x", rows)
     words = {"sources": {"x": {"path": str(folder)}}, "tokens": 10, "stop": "restart"}
-    with pytest.raises(UsageError, match=r"1 row of 'x' cannot be rendered .*/x.jsonl:2"):
+    with pytest.raises(DataFailed, match=r"1 row of 'x' cannot be rendered .*/x.jsonl:2"):
         datakit.mix(words, plan_only=True, tokenizer=formatted["tokenizer"], workers=1)
     left = datakit.mix({**words, "filter": "dk_row < 2"}, plan_only=True, tokenizer=formatted["tokenizer"], workers=1)
     assert left.facts["sources"]["x"]["available"] == 1

@@ -144,3 +144,30 @@ def test_a_row_that_is_still_bad_is_told_with_its_place_in_both_files(tmp_path: 
     (place,) = report.errors()[0].first
     assert (place["source"], place["row"]) == (str(tmp_path / "a.jsonl"), 4)
     assert place["note"].endswith(f"(now {path}:3)")
+
+
+PLAIN = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "a"}]} for q in "xyx"]
+
+
+def test_rejects_of_another_command_hold_no_texts(tmp_path: Path) -> None:
+    datakit.convert(write(tmp_path / "a.jsonl", *PLAIN), tmp_path / "shards", workers=1)
+    datakit.dedup(tmp_path / "shards", tmp_path / "less")
+    folder = tmp_path / "less" / "rejects"
+    with pytest.raises(UsageError, match="dedup wrote these rejects, and they hold no raw text") as caught:
+        datakit.convert(from_rejects=str(folder), output=tmp_path / "more", workers=1)
+    assert str(tmp_path / "shards") in caught.value.hint
+    shutil.copytree(folder, tmp_path / "copy")
+    with pytest.raises(UsageError, match="a reject without raw text"):
+        datakit.convert(from_rejects=str(tmp_path / "copy"), output=tmp_path / "more", workers=1)
+
+
+def test_rows_that_repeat_one_another_are_told_with_the_places_that_they_came_from(tmp_path: Path) -> None:
+    bad = {"messages": [{"role": "user", "content": "q"}, {"role": "asistant", "content": "a"}]}
+    good = json.loads(json.dumps(bad).replace("asistant", "assistant"))
+    sources = [write(tmp_path / "a.jsonl", good, bad), write(tmp_path / "b.jsonl", good, good, bad)]
+    out = shards(sources, tmp_path / "out")
+    folder = repaired(out, tmp_path / "copy", "asistant", "assistant") + "/rejects"
+    report = datakit.convert(from_rejects=folder, output=tmp_path / "more", workers=1)
+    [found] = [summary for summary in report.findings if summary.id == "DK801"]
+    [place] = found.first
+    assert (place["source"], place["row"], place["note"]) == (sources[1], 3, f"the same as {sources[0]} row 2")

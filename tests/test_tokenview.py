@@ -68,7 +68,10 @@ def test_format_show_verify_stats(folder):
     assert "--overwrite" in other.stderr
     assert run(folder, "verify", "ready").returncode == 0
     assert run(folder, "validate", "ready").returncode == 0
-    assert "input_ids" in run(folder, "stats", "ready").stdout
+    told = run(folder, "stats", "ready").stdout
+    assert "input_ids" in told
+    assert "tokens" in told
+    assert "characters" not in told
 
 
 def test_show_says_what_is_trained(folder):
@@ -76,7 +79,9 @@ def test_show_says_what_is_trained(folder):
     shown = run(folder, "show", "ready", "--row", 2)
     assert "question 2" in shown.stdout
     assert "answer 2" in shown.stdout
+    assert "[[answer 2<|im_end|>" in shown.stdout.replace("[[\u23ce\n", "[[")  # no colours here
     report = json.loads(run(folder, "show", "ready", "--row", 2, "--json").stdout)
+    assert {"<|im_start|>", "<|im_end|>"} <= {*report["facts"]["special"]}
     tokens = report["facts"]["columns"]["input_ids"]
     assert (
         "".join(text for text, trained in tokens if trained) == "\nanswer 2<|im_end|>\n"

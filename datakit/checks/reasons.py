@@ -39,6 +39,9 @@ REASONS: Final[Mapping[str, Reason]] = {
     "DK122": Reason("Rows that were held out for a measurement would be trained on, and the measurement be too good."),
     "DK123": Reason("Its rows are trained twice as often as meant; or, in two splits, measured on what was learnt by heart."),
     "DK124": Reason("The model is asked about a picture that it never gets, and learns to make one up.", '{"messages": [{"role": "user", "content": "<image> What is this?"}, {"role": "assistant", "content": "A cat."}]}'),
+    "DK125": Reason("What reads dk_meta or a side column gets a text where the file had a value of another type."),
+    "DK126": Reason("A score that is not a number orders nothing, and whoever counts on numbers finds a text."),
+    "DK127": Reason("Rows in such a file are missing without anyone having said so."),
     # turns
     "DK201": Reason("Who speaks decides what is trained; guessed wrongly, the model learns to ask instead of to answer.", '{"messages": [{"role": "user", "content": "Hi!"}, {"role": "asistant", "content": "Hello."}]}'),
     "DK202": Reason("Only assistant turns are trained, so whatever follows the last one has no effect.", '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4."}, {"role": "user", "content": "Thanks!"}]}'),

@@ -48,7 +48,7 @@ def media_left(record: Row, rest: Row) -> Seen:
 STRUCTURE: Final = (
     Check("DK101", "json-invalid", "error", "Every line is one JSON value.", "Repair the line; the byte offset says where it breaks."),
     Check("DK102", "encoding-invalid", "error", "Text is valid UTF-8 without lone surrogates.", "Re-export the file as UTF-8."),
-    Check("DK103", "column-missing", "error", "The columns that the format needs are present.", "Add the column, or name another with --format or --map."),
+    Check("DK103", "column-missing", "error", "The columns that the format needs are present.", "Fill it in or correct its name; where the column has another name, say so with --map."),
     Check("DK104", "type-mismatch", "error", "Every value has the type that its column needs.", "Repair the value; the path says which."),
     Check("DK105", "format-drift", "warning", "All rows of a file have one format.", "Split the file by format if the rows should not be mixed."),
     Check("DK106", "empty-record", "error", "A row has content.", "Remove the row.", "texts", empty_record, raised=True),
@@ -69,4 +69,7 @@ STRUCTURE: Final = (
     Check("DK122", "splits-in-names", "note", "Files whose names tell different splits go into different splits.", "Name the splits with --split; nothing, if all is meant for one.", "set"),
     Check("DK123", "input-repeated", "warning", "No two inputs have the same bytes.", "Leave one out; in two splits the same rows are trained on and measured with.", "set"),
     Check("DK124", "media-tag", "warning", "Tags of media in a text have a column with the media.", "Name the column with the images in a --map file, or take the tags out; as they are, they are trained as plain text."),
+    Check("DK125", "value-as-text", "note", "Bytes, decimals and times of Parquet and Arrow files, which JSON lacks, become texts that lose nothing.", "Nothing; docs/kinds.md says which texts."),
+    Check("DK126", "nonfinite-as-text", "warning", "Numbers of Parquet and Arrow files are finite; NaN and infinity, which JSON lacks, become texts.", "Write null or a number."),
+    Check("DK127", "files-left-out", "note", "Every file in a folder that is named is read, or is a page such as README.", "Name the files one by one if they hold rows; a file is known by its suffix, or by its first bytes where it is named itself.", "set"),
 )  # fmt: skip

@@ -92,7 +92,7 @@ def _source(path: str) -> Source:
 def _columnar(source: Source) -> Iterator[tuple[int, Any]]:
     first = 1
     for part, (rows, _) in enumerate(layout_of(source.real)):
-        yield from read_rows((source.real, part, 0, rows), first)
+        yield from ((number, row) for number, row, _ in read_rows((source.real, part, 0, rows), first))
         first += rows
 
 

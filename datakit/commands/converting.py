@@ -11,6 +11,7 @@ from datakit import launch, startup
 from datakit.commands.group import (
     EPILOG,
     as_json_option,
+    as_list_option,
     done,
     fail_on_option,
     format_option,
@@ -131,7 +132,7 @@ def detect(inputs: tuple[str, ...], to: str | None, as_json: bool) -> None:
 
 
 @main.command()
-@as_json_option
+@as_list_option
 def formats(as_json: bool) -> None:
     """List the source formats."""
     from datakit import api, screen
@@ -141,7 +142,7 @@ def formats(as_json: bool) -> None:
 
 
 @main.command()
-@as_json_option
+@as_list_option
 def checks(as_json: bool) -> None:
     """List the checks."""
     from datakit import api, screen
@@ -152,7 +153,7 @@ def checks(as_json: bool) -> None:
 
 @main.command()
 @click.argument("name", metavar="ID")
-@as_json_option
+@as_list_option
 def explain(name: str, as_json: bool) -> None:
     """Explain a check, such as DK302 or arguments-not-object."""
     from datakit import screen

@@ -125,6 +125,7 @@ def main() -> None:
 as_json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout (schemas/report.json)."
 )
+as_list_option = click.option("--json", "as_json", is_flag=True, help="The same as JSON on stdout.")
 to_option = click.option("--to", metavar="KIND[:FORM]", help="What to become: sft, sft:prompt_completion, preference:implicit, kto, prompt, ...")  # fmt: skip
 format_option = click.option(
     "--format", metavar="NAME", help="Read every input as this format. `datakit formats` lists them."

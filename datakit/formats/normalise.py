@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from datakit.findings import BadRow, shown
+from datakit.findings import MISSING, BadRow, shown
 from datakit.formats.declare import Format, Record, Row, leftover, look
 from datakit.messages import CONTENT_KEYS, Context, Message, Turn, read_messages, read_tools
 
@@ -52,7 +52,7 @@ def _text(format: Format, slots: Slots, slot: str) -> str:
     if not isinstance(value, str):
         path = format.columns.get(slot, slot)
         if value is None:
-            raise BadRow("DK103", path, "missing or null")
+            raise BadRow("DK103", path, MISSING)
         raise BadRow("DK104", path, f"expected a text, found {shown(value)}")
     return value
 
@@ -71,7 +71,7 @@ def _context_messages(format: Format, slots: Slots, context: Context) -> list[Me
         return read_messages(slots["messages"], format.turn, context, format.columns["messages"])
     for slot in ("messages", "prompt", "user") if format.parse else format.starts:
         if slots.get(slot) is None and (slot in slots or not format.parse):
-            raise BadRow("DK103", format.columns.get(slot, slot), "missing or null")
+            raise BadRow("DK103", format.columns.get(slot, slot), MISSING)
     if isinstance(turns := slots.get("messages"), list):
         messages = read_messages(turns, format.turn, context, format.columns.get("messages", "messages"))
     elif "messages" in slots:
@@ -132,7 +132,7 @@ def _as_messages(value: object, role: str, turn: Turn, context: Context, path: s
 def _answer(format: Format, slots: Slots, slot: str, prompt: list[Message], context: Context) -> list[Message]:
     """An answer as messages; a whole conversation loses the prompt that it repeats."""
     if slot not in slots:
-        raise BadRow("DK103", format.columns.get(slot, slot), "missing or null")
+        raise BadRow("DK103", format.columns.get(slot, slot), MISSING)
     messages = _as_messages(slots[slot], "assistant", format.turn, context, format.columns.get(slot, slot))
     if messages and messages[0]["role"] in ("system", "user", "developer"):
         bare = prompt[1:] if prompt and prompt[0]["role"] == "system" and messages[0]["role"] != "system" else prompt
@@ -219,7 +219,7 @@ def _label(format: Format, value: object) -> bool:
 
 def _kto(format: Format, slots: Slots, context: Context) -> Record:
     if "label" not in slots:
-        raise BadRow("DK103", format.columns.get("label", "label"), "missing or null")
+        raise BadRow("DK103", format.columns.get("label", "label"), MISSING)
     label = _label(format, slots["label"])
     if not format.layout.conversational:
         texts = {slot: _text(format, slots, slot) for slot in ("prompt", "completion")}
@@ -297,7 +297,7 @@ def _tokenized(format: Format, slots: Slots, context: Context) -> Record:
         ids = slots.get(column.name)
         if ids is None:
             if not column.nullable:
-                raise BadRow("DK103", column.name, "missing or null")
+                raise BadRow("DK103", column.name, MISSING)
             record[column.name] = None
             continue
         if not isinstance(ids, list) or not all(type(x) is int and -(2**31) <= x < 2**31 for x in ids):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from datakit.findings import BadRow, shown
+from datakit.findings import MISSING, BadRow, shown
 from datakit.formats.declare import Row
 from datakit.messages import OPENAI, Context, Message, read_messages
 
@@ -22,7 +22,7 @@ Parsed = tuple[Row, frozenset[str]]
 
 def _present(row: Row, name: str) -> Any:
     if row.get(name) is None:
-        raise BadRow("DK103", name, "missing or null")
+        raise BadRow("DK103", name, MISSING)
     return row[name]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datakit.errors import UsageError
+from datakit.errors import DataFailed, UsageError
 from datakit.mixing.apportion import Lengths
 from datakit.mixing.arrangement import Size
 from datakit.mixing.filters import Filter
@@ -153,7 +153,7 @@ class Sources(Sequence[Source]):
         folder = self._folder()
         report = convert(entry.path, folder, to=wanted, format=entry.format, map=entry.map, workers=self.workers)
         if report.exit_code:
-            raise UsageError(
+            raise DataFailed(
                 f"the source {entry.name!r} cannot be converted on the way: {report.verdict}",
                 f"See what is wrong: datakit convert {entry.path} -o shards/{f' --to {wanted}' if wanted else ''}",
             )
@@ -230,7 +230,7 @@ class Sources(Sequence[Source]):
             workers=self.workers,
         )
         if report.exit_code:
-            raise UsageError(f"the rows of {source.entry.name!r} cannot be measured: {report.verdict}", _SEE)
+            raise DataFailed(f"the rows of {source.entry.name!r} cannot be measured: {report.verdict}", _SEE)
         made = Shards.open(out, shards.split)
         ids, rendered = (_array(each, ID) for each in (shards, made))  # rows of equal content are equally long
         at = pc.index_in(ids, value_set=rendered).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -240,7 +240,7 @@ class Sources(Sequence[Source]):
             missing = np.intersect1d(missing, source.kept)
         if len(missing):
             row = shards.slice(int(missing[0]), int(missing[0]) + 1, [SOURCE, ROW]).to_pylist()[0]
-            raise UsageError(
+            raise DataFailed(
                 f"{plural(len(missing), 'row')} of {source.entry.name!r} cannot be rendered with this tokenizer, so no "
                 f"length is known; the first is {row[SOURCE]}:{row[ROW]}",
                 _SEE,
@@ -298,6 +298,8 @@ def _other_layout(sources: Sequence[Source], first: Layout) -> str:
         return "Rows that were formatted for two methods cannot be mixed; mix what they were formatted from."
     if len(plain) < len(sources):
         return f"Format {plain[0].entry.path} first, with the tokenizer, template and method of the others."
+    if len({source.shards.layout.kind for source in sources}) > 1:
+        return "Mix rows of one kind; `datakit unpair`, `pair` and `convert --to` make one kind of another."
     return f'Say what all of them become, where that is possible without loss: to = "{first.name}" in the recipe.'
 
 

@@ -14,14 +14,14 @@ import codecs
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
 import orjson
 
-from datakit.errors import UnreadableInput
+from datakit.errors import UnreadableInput, UsageError
 from datakit.reading.limits import BLOCK, MAX_LINE
 
 BOM: Final = b"\xef\xbb\xbf"
@@ -57,8 +57,8 @@ class Block:
     where: tuple[str, int, int] | None = None
     long: list[tuple[int, int, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    columns: int = 0
-    """For CSV, the number of columns in the header."""
+    header: Sequence[str] = ()
+    """For CSV, the names of its columns."""
     origins: list[tuple[str, int]] | None = None
     """For repaired rows, the file and row that each came from."""
 
@@ -335,7 +335,7 @@ def element_blocks(chunks: Iterable[bytes], source: int, path: str, target: int 
     return _gather(((data, offset) for data, offset, _ in elements(chunks, path)), source, target)
 
 
-def _gather(rows: Iterable[tuple[bytes, int]], source: int, target: int, columns: int = 0) -> Iterator[Block]:
+def _gather(rows: Iterable[tuple[bytes, int]], source: int, target: int, header: Sequence[str] = ()) -> Iterator[Block]:
     pieces: list[bytes] = []
     spans: list[Span] = []
     size, first, begin = 0, 1, 0
@@ -347,10 +347,10 @@ def _gather(rows: Iterable[tuple[bytes, int]], source: int, target: int, columns
         pieces.append(data)
         size += len(data)
         if size >= target:
-            yield Block(source, first, begin, size, b"".join(pieces), spans, columns=columns)
+            yield Block(source, first, begin, size, b"".join(pieces), spans, header=header)
             pieces, spans, size = [], [], 0
     if pieces:
-        yield Block(source, first, begin, size, b"".join(pieces), spans, columns=columns)
+        yield Block(source, first, begin, size, b"".join(pieces), spans, header=header)
 
 
 def csv_blocks(chunks: Iterable[bytes], source: int, path: str, delimiter: str, target: int = BLOCK) -> Iterator[Block]:
@@ -370,7 +370,7 @@ def csv_blocks(chunks: Iterable[bytes], source: int, path: str, delimiter: str, 
             return
         if len(set(header)) != len(header):
             raise UnreadableInput(f"{path}: the header names a column twice: {', '.join(header)}")
-        yield from _gather(_csv_rows(reader, header), source, target, len(header))
+        yield from _gather(_csv_rows(reader, header), source, target, header)
     except csv.Error as error:
         raise UnreadableInput(f"{path}:{reader.line_num}: {error}", "Look for a quote that is not closed.") from None
 
@@ -422,6 +422,7 @@ def reject_blocks(chunks: Iterable[bytes], source: int, path: str, target: int =
 
     Raises:
         UnreadableInput: a line is not a reject.
+        UsageError: it is one of another command than `convert`, without its text.
     """
     for block in line_blocks(chunks, source, path, target):
         pieces: list[bytes] = []
@@ -434,6 +435,11 @@ def reject_blocks(chunks: Iterable[bytes], source: int, path: str, target: int =
             try:
                 reject = orjson.loads(line)
                 origin = (str(reject["source"]), int(reject.get("line") or reject["row"]))
+                if "dk_id" in reject and reject.keys().isdisjoint(("raw", "raw_base64")):
+                    raise UsageError(
+                        f"{path}:{number}: a reject without raw text; only those of `datakit convert` can be repaired",
+                        "Its row lies under the same dk_id in the shards that were read.",
+                    )
                 raw = reject["raw"].encode() if "raw" in reject else base64.b64decode(reject["raw_base64"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 message = f"{path}:{number}: not a reject as datakit writes them: {error!r}"

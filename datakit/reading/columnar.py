@@ -12,12 +12,17 @@ from typing import Any, Final
 import orjson
 import pyarrow as pa
 
+from datakit.findings import Finding
+from datakit.reading.foreign import as_json, holds_foreign
 from datakit.reading.limits import BATCH_ROWS
 
 Rows = tuple[str, int, int, int]
 """File, part (row group or record batch), first row and row after the last, both within the part."""
 
 Columns = tuple[str, ...] | None
+
+Told = dict[int, dict[str, list[str]]]
+"""What became a text, by row of a batch and by check."""
 
 STRUCT_NOTE: Final = "DK311"
 
@@ -109,30 +114,53 @@ def read_batches(rows: Rows, columns: Columns = None) -> Iterator[pa.RecordBatch
         yield batch
 
 
-def read_rows(rows: Rows, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered rows as plain objects. Struct fields that are null count as absent, as far as a struct can say."""
+def read_rows(rows: Rows, first: int) -> Iterator[tuple[int, dict[str, Any], list[Finding]]]:
+    """Numbered rows as JSON has them, each with what had to become a text for that.
+
+    Struct fields that are null count as absent, as far as a struct can say.
+    """
     number = first
     for batch in read_batches(rows):
-        for row in plain_rows(batch):
-            yield number, row
+        told: Told = {}
+        for at, row in enumerate(_rows(batch, told)):
+            yield number, row, [Finding(id, "", f"as text: {', '.join(x)}") for id, x in told.get(at, {}).items()]
             number += 1
 
 
 def plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a batch as JSON-like objects; arrow.json columns are parsed."""
+    """The rows of a batch as Python has them; arrow.json columns are parsed."""
+    return _rows(batch, None)
+
+
+def _rows(batch: pa.RecordBatch, told: Told | None) -> list[dict[str, Any]]:
+    """The rows of a batch; with `told`, as JSON has them, and it gets what became a text, by row."""
     columns: dict[str, list[Any]] = {}
     for field, column in zip(batch.schema, batch.columns, strict=True):
         type_ = field.type
         if isinstance(type_, pa.BaseExtensionType) and type_.extension_name not in _ALLOWED_EXTENSIONS:
             raise pa.ArrowInvalid(f"column {field.name} has the extension type {type_.extension_name}")
-        values = column.to_pylist()
         if isinstance(type_, pa.JsonType):
-            values = [None if value is None else orjson.loads(value) for value in values]
-        elif _has_struct(type_):
+            values = [None if value is None else orjson.loads(value) for value in column.to_pylist()]
+        elif told is not None and holds_foreign(column):
+            values = [_told(value, field.name, told.setdefault(at, {})) for at, value in enumerate(column)]
+        else:
+            values = column.to_pylist()
+        if _has_struct(type_):
             values = [_without_padding(value) for value in values]
         columns[field.name] = values
     names = list(columns)
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _told(value: Any, column: str, told: dict[str, list[str]]) -> Any:
+    """A value as JSON has it; where that takes a text, its column and type are told."""
+    texts: set[str] = set()
+    odd: set[str] = set()
+    made = as_json(value, texts, odd)
+    for id, words in (("DK125", texts), ("DK126", odd)):
+        if words:
+            told.setdefault(id, []).append(f"{column} ({', '.join(sorted(words))})")
+    return made
 
 
 def _has_struct(type_: pa.DataType) -> bool:
@@ -157,8 +185,8 @@ def peek(path: str, count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for part in wanted:
         size = count // 2 if part == 0 else count // 16
-        rows += [row for _, row in read_rows((path, part, 0, min(size, parts[part][0])), 1)]
-    return [orjson.loads(orjson.dumps(row, default=repr)) for row in rows]
+        rows += [row for _, row, _ in read_rows((path, part, 0, min(size, parts[part][0])), 1)]
+    return rows
 
 
 def schema_of(path: str) -> pa.Schema:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import PurePath
 from typing import Any, Final
 
 import orjson
 
+from datakit.errors import UnreadableInput
 from datakit.findings import BadRow
 from datakit.reading import blocks, delimiter
 from datakit.reading.decode import open_bytes
@@ -107,7 +110,11 @@ def refine(source: Source) -> None:
 
     Raises:
         AmbiguousFormat: two delimiters fit.
+        UnreadableInput: a file of JSON Lines is one JSON document.
     """
+    if source.how == "jsonl" and _is_document(source):
+        hint = f"Rename it to {_renamed(source.path)}: this is one JSON document."
+        raise UnreadableInput(f"{source.path}: rows do not stand on lines of their own, as the name says", hint)
     if source.how in ("csv", "tsv"):
         source.delimiter = delimiter.told(_head_chunks(source), source.path, "," if source.how == "csv" else "\t")
     if source.how != "json":
@@ -125,3 +132,22 @@ def refine(source: Source) -> None:
             return
         if newline:
             source.how = "jsonl"
+
+
+def _is_document(source: Source) -> bool:
+    """Whether lines are no rows, but hold some when they are read as one array, or as one object after another."""
+    start = b""
+    for chunk in source.file().decoded():
+        start = (start + chunk).removeprefix(blocks.BOM).lstrip(b" \t\r\n")
+        if b"\n" in start or len(start) > CHUNK:
+            break
+    if not (start.startswith(b"[") or start.partition(b"\n")[0].strip() == b"{"):
+        return False
+    try:
+        return bool(_parsed(blocks.element_blocks(_head_chunks(source), 0, source.path, CHUNK // 16)))
+    except UnreadableInput:
+        return False
+
+
+def _renamed(path: str) -> str:
+    return re.sub(r"\.(jsonl|ndjson)", ".json", PurePath(path).name, flags=re.I)

@@ -123,15 +123,37 @@ def is_unit(folder: str) -> bool:
     )
 
 
-def _in_folder(folder: str) -> list[str]:
-    found: list[str] = []
+def _walk(folder: str) -> tuple[list[str], list[str]]:
+    """The files in a folder that are known by their names, and those that are not, with the folders behind links."""
+    known: list[str] = []
+    others: list[str] = []
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(here, name) for name in names if _suffixes(name)[0] and not name.startswith(".")]  # noqa: PTH118
+        linked = [name for name in folders if os.path.islink(os.path.join(here, name))]  # noqa: PTH114, PTH118
+        for name in [*names, *linked]:
+            if not name.startswith("."):
+                is_known = name not in linked and _suffixes(name)[0] is not None
+                (known if is_known else others).append(os.path.join(here, name))  # noqa: PTH118
+    return sorted(known), sorted(others)
+
+
+def left_out(words: Sequence[str]) -> list[str]:
+    """What lies in the folders that are named and is not read, but for the pages that come with data."""
+    folders = [word for word in words if os.path.isdir(word) and not is_unit(word)]  # noqa: PTH112
+    return [name for folder in folders for name in _walk(folder)[1] if not _PAGE.fullmatch(Path(name).name)]
+
+
+_PAGE: Final = re.compile(
+    r"(readme|license|licence|notice|changelog|citation)([._-].*)?|.*\.(md|rst|py)|sha\d+sums", re.I
+)
+
+
+def _in_folder(folder: str) -> list[str]:
+    found, _ = _walk(folder)
     if not found:
         known = " ".join(SUFFIXES)
         raise UnreadableInput(f"{folder}: a folder without data files", f"Files are known by their suffix: {known}.")
-    return sorted(found)
+    return found
 
 
 def _suffixes(name: str) -> tuple[How | None, str | None]:
