@@ -346,7 +346,8 @@ TALK = turns(*(word for number in range(6) for word in (f"ask {number} " * 4, f"
 
 
 def test_an_error_shows_what_each_policy_loses(run):
-    report, _ = run([{"messages": TALK}, *chats(("a", "b"))], max_length=60)
+    rows = [{"messages": TALK}, *chats(("a", "b"))]
+    report, _ = run(rows, max_length=60)
     assert report.exit_code == 1
     assert report.rejected == {"DK702": 1}
     losses = next(iter(report.facts["losses"].values()))
@@ -354,7 +355,7 @@ def test_an_error_shows_what_each_policy_loses(run):
     assert losses["error"]["over"] == 1
     assert set(losses) >= set(POLICIES) - {"per_part"}
     assert losses["window"]["trained_lost"] == 0 < losses["keep_start"]["trained_lost"] < losses["drop"]["trained_lost"]
-    total = next(iter(report.facts["supervised"].values()))["trained"]
+    total = sum(row["dk_trained"] for row in run(rows)[1])
     assert {counts["trained"] for policy, counts in losses.items() if policy != "rows"} == {total}
 
 
