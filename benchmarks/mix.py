@@ -15,7 +15,7 @@ cache; zstd on every side; a fresh cache of `datasets` for every run. Whole comm
     iterable       every row of interleave_datasets over two streaming datasets
 
 `work` is the time without the start of Python, its imports, and the import of the rows into the cache of `datasets`.
-Peak anonymous memory is summed over all processes; it is taken once more with ten times the rows.
+Peak anonymous memory is summed over all processes, medians of three; it is taken once more with ten times the rows.
 """
 
 from __future__ import annotations
@@ -158,7 +158,12 @@ def once(command: list[str], folder: Path, watch: bool) -> tuple[float, int]:
 
 
 def peaks(own: dict[str, list[str]], folder: Path) -> dict[str, float]:
-    return {name: round(once(command, folder, watch=True)[1] / 2**20, 1) for name, command in own.items()}
+    """Peak memory in MiB, medians of three, since it is sampled."""
+
+    def peak(command: list[str]) -> float:
+        return statistics.median(once(command, folder, watch=True)[1] for _ in range(3)) / 2**20
+
+    return {name: round(peak(command), 1) for name, command in own.items()}
 
 
 def rounded(values: dict[str, list[float]]) -> dict[str, list[float]]:
