@@ -9,25 +9,12 @@ pytest.importorskip("torch")
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import trainglue
-from tests.tiny_models import QUIET, place
+from tests.tiny_models import QUIET
 from trainglue.methods import resolve
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
 
 STEPS = 5
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return place(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _own_caches(tiny, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
-    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
 
 
 def curve(made):

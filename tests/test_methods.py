@@ -14,25 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from datakit.errors import UsageError
 from datakit.methods import METHODS as FORMATTED
-from tests.tiny_models import QUIET, place
+from tests.tiny_models import QUIET
 from trainglue import KINDS_OF, METHODS, trainer
 from trainglue.hooks import adapted, rotated
 from trainglue.methods import resolve
 
-pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return place(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _own_caches(tiny, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
-    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
 
 
 def weights(model):

@@ -18,23 +18,12 @@ from transformers import LlamaForCausalLM
 from datakit.errors import UsageError
 from datakit.tokens.load import load
 from tests.small_tokenizers import chatml, llama
-from tests.tiny_models import QUIET, place
+from tests.tiny_models import QUIET
 from trainglue import models, trainer
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
 
 STEPS = {**QUIET, "max_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "warmup_steps": 0, "use_cpu": True}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return place(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _own_caches(tiny, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
-    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
 
 
 def losses(made):

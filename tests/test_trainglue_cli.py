@@ -16,10 +16,9 @@ pytest.importorskip("trl")
 pytest.importorskip("torch")
 
 from datakit.errors import UsageError
-from tests.tiny_models import place
 from trainglue import cli
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURE = ROOT / "fixtures" / "dolly" / "good.jsonl"
@@ -32,19 +31,6 @@ STEPS = [
     "--eval-share",
     "0",
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return place(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _own_caches(tiny, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
-    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
 
 
 @pytest.fixture

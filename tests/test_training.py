@@ -21,26 +21,13 @@ import datakit
 import trainglue
 from datakit.errors import UnreadableInput, UsageError
 from tests.small_tokenizers import chatml, llama, shards, turns
-from tests.tiny_models import QUIET, ROWS, place
+from tests.tiny_models import QUIET, ROWS
 from trainglue import engines, trainer
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = {**QUIET, "logging_steps": 1, "learning_rate": 1e-3, "warmup_steps": 0, "lr_scheduler_type": "constant"}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return place(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(autouse=True)
-def _own_caches(tiny, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tiny.root / "datasets"))
-    monkeypatch.setenv("TRAINGLUE_CACHE", str(tiny.root / "cache"))
 
 
 def sft(tiny, tmp_path, **options):

@@ -1,0 +1,19 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Tiny models and shards of every kind, and caches of their own beside them; see `tiny_models`."""
+    import datasets
+
+    from tests.tiny_models import place
+
+    root = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "datasets"))
+        patch.setenv("TRAINGLUE_CACHE", str(root / "cache"))
+        yield place(root)
