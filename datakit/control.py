@@ -60,15 +60,14 @@ class ControlTokens:
         for token in self.tokens:
             for form in (token.encode(), dumps(token)[1:-1]):  # as a text column holds it, and as JSON does
                 by_first.setdefault(form[:1], set()).add(form[1:])
-        # a pattern that begins with one fixed character is searched for at the speed of memchr
-        self._quick = [
-            re.compile(re.escape(first) + b"(?:" + b"|".join(map(re.escape, sorted(rests))) + b")")
+        self._quick = {
+            first: re.compile(re.escape(first) + b"(?:" + b"|".join(map(re.escape, sorted(rests))) + b")")
             for first, rests in by_first.items()
-        ]
+        }
 
-    def may_hold(self, data: bytes | memoryview) -> bool:
+    def may_hold(self, data: bytes) -> bool:
         """Whether stored text or JSON holds a control token somewhere."""
-        return any(pattern.search(data) for pattern in self._quick)
+        return any(_stands(first, pattern, data) for first, pattern in self._quick.items())
 
     def found(self, record: Mapping[str, Any]) -> list[tuple[str, str]]:
         """(place, token) for every control token in the texts and keys of a row, once per text."""
@@ -101,6 +100,16 @@ class ControlTokens:
             )
             for key, item in message.items()
         }
+
+
+def _stands(first: bytes, pattern: re.Pattern[bytes], data: bytes) -> bool:
+    """Whether a pattern that begins with this byte stands in the data; the byte alone is found ten times as fast."""
+    at = data.find(first)
+    for _ in range(len(data) >> 10):  # where it is frequent, the pattern is faster
+        if at < 0 or pattern.match(data, at):
+            break
+        at = data.find(first, at + 1)
+    return at >= 0 and pattern.search(data, at) is not None
 
 
 def _any(tokens: Iterable[str]) -> re.Pattern[str]:

@@ -14,19 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from datakit.labels import IGNORED, Ids
-
-FORMS: Final[Mapping[str, str]] = {
-    "sft": "easydel_sft",
-    "preference": "easydel_preference",
-    "kto": "easydel_kto",
-    "reward": "easydel_reward",
-}
-"""Form of the token columns -> form of EasyDeL's."""
+from datakit.labels import Ids
+from datakit.schema import IGNORED
 
 
 def columns(form: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,20 +28,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import pairwise
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from datakit.errors import UsageError
-from datakit.labels import IGNORED
-
-Policy = Literal["error", "drop", "keep_start", "keep_end", "per_part", "window"]
-Cut = Literal["keep_start", "keep_end", "per_part"]
-POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
-CUTS: Final[tuple[Cut, ...]] = get_args(Cut)
-ANSWER_POLICIES: Final[tuple[Policy, ...]] = ("error", "drop", "keep_start", "per_part")
-"""Policies for a prompt with answers. `keep_end` could begin in the middle of an answer; `per_part` does not."""
+from datakit.policies import ANSWER_POLICIES, CUTS, POLICIES, Cut, Policy
+from datakit.schema import IGNORED
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import pyarrow as pa
 
-from datakit import easydel
 from datakit.checks import CHECKS
 from datakit.errors import UsageError
 from datakit.findings import BadRow, Finding, decisive
-from datakit.methods import METHODS
+from datakit.methods import EASYDEL, METHODS
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import layout_of, plain_rows, read_batches
-from datakit.schema import ARROW, ID, LENGTH, META, OPTIONAL, ROW, SOURCE, TRAINED, Layout, Type, layout
+from datakit.schema import ARROW, ID, LENGTH, OPTIONAL, ROW, SOURCE, TRAINED, Layout, Type, layout
 from datakit.step import Result, SourcePlan
 from datakit.tally import Tally
 from datakit.terminal import plural
@@ -129,7 +128,7 @@ class FormatStep:
             return _TEXTS[method.texts]
         if not method.ids:
             return self.source
-        form = easydel.FORMS[method.ids] if self.columns == "easydel" else method.ids
+        form = EASYDEL[method.ids] if self.columns == "easydel" else method.ids
         return layout("tokenized", "packed" if self.pack else form, False)
 
     def schema(self) -> pa.Schema:
@@ -244,11 +243,6 @@ class Formatter:
     def columns(self) -> list[str]:
         return [column.name for column in self.plan.source.columns]
 
-    @cached_property
-    def rest(self) -> tuple[str, ...]:
-        """What is kept of a row whose texts become ids."""
-        return (ID, META, MARGIN, *self.plan.kept)
-
     # ------------------------------------------------------------ rows to jobs
 
     def block(self, block: Block) -> Result:
@@ -289,7 +283,7 @@ class Formatter:
         for raw in plain_rows(batch):
             state.tally.rows_in += 1
             place = [raw.get(SOURCE), raw.get(ROW)]
-            record = {name: raw[name] for name in self.columns}
+            record = {name: raw.pop(name) for name in self.columns}
             for name in self.plan.optional:
                 if raw.get(name):
                     record[name] = raw[name]
@@ -307,8 +301,7 @@ class Formatter:
                     state.reject(place, raw, notes)
                     continue
                 state.see(place, notes)
-            kept = {name: raw.get(name) for name in self.rest} if self.method.ids else raw | record
-            yield _Row(place, kept, job)
+            yield _Row(place, raw if self.method.ids else raw | record, job)
 
     def _suspicious(self, batch: pa.RecordBatch) -> bool:
         """Whether a control token stands somewhere in the stored texts of a batch."""
@@ -321,7 +314,7 @@ class Formatter:
             if not (pa.types.is_string(storage.type) or pa.types.is_large_string(storage.type)):
                 continue
             buffer = storage.buffers()[2]
-            if buffer is not None and self.control.may_hold(memoryview(buffer)):
+            if buffer is not None and self.control.may_hold(buffer.to_pybytes()):
                 return True
         return False
 
@@ -366,7 +359,7 @@ class Formatter:
                 values |= self._parts(row.job)
             for name, column in columns.items():
                 column.append(values.get(name))
-            state.keep(row.place, 1)
+            state.keep(1)
         return state.result(columns)
 
     def _parts(self, job: Job) -> dict[str, str]:
@@ -419,10 +412,11 @@ class _Block:
         self.reject(place, raw, [Finding("DK702", "", f"{size} tokens, over {limit}")])
         return False
 
-    def keep(self, place: Sequence[Any], count: int) -> None:
-        self.tally.single += 1
-        self.tally.rows_out += count
-        self.tally.fanout[str(count)] += 1
+    def keep(self, count: int, rows: int = 1) -> None:
+        """Count rows that became so many each."""
+        self.tally.single += rows
+        self.tally.rows_out += rows * count
+        self.tally.fanout[str(count)] += rows
 
     def result(self, columns: Mapping[str, Any]) -> Result:
         """The result, from columns as lists or arrays."""
@@ -432,6 +426,8 @@ class _Block:
         if not self.tally.rows_out:
             return Result(None, self.rejects, self.tally, b"", b"", [], [])
         if self.plan.columns == "easydel":
+            from datakit import easydel
+
             columns = easydel.columns(METHODS[self.plan.method].ids, columns)
         schema = self.plan.schema()
         arrays = []

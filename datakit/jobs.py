@@ -35,14 +35,15 @@ class Text:
         text: as the tokenizer gets it.
         spans: characters that are trained, disjoint and in order.
         special: whether the tokenizer's own BOS and EOS go around it.
-        edges: characters at which a window of a conversation may begin: behind its head, and behind each answer.
+        edges: characters at which a window of a conversation may begin: behind its head, and behind each answer; none
+            where the text is surely short enough.
         head: the first of them, where the system message and the tools end; 0 where there is no such stretch.
     """
 
     text: str
     spans: Spans = field(default_factory=list)
     special: bool = False
-    edges: list[int] = field(default_factory=list)
+    edges: Sequence[int] = ()
     head: int = 0
 
 
@@ -165,11 +166,11 @@ class Jobs:
     def _conversation(self, record: Record) -> Job:
         messages, tools, kwargs = record["messages"], record.get("tools"), record.get("chat_template_kwargs")
         text, proof = self._for(tools).prove(messages, tools, kwargs)
-        head = self._head(messages, tools, kwargs, text) if self._may_be_long(text) else 0
-        edges = [head] * (head > 0) + [span.end for span in proof.spans[:-1]]
-        job = Job({"text": Text(text, self._chosen(messages, text, proof), edges=edges, head=head)})
-        job.notes = _notes(proof, "messages")
-        return job
+        made = Text(text, self._chosen(messages, text, proof))
+        if self._may_be_long(text):
+            made.head = self._head(messages, tools, kwargs, text)
+            made.edges = [made.head] * (made.head > 0) + [span.end for span in proof.spans[:-1]]
+        return Job({"text": made}, notes=_notes(proof, "messages"))
 
     def _may_be_long(self, text: str) -> bool:
         """Whether a text may have more tokens than a row; it has no more than bytes, four to a letter at most."""
@@ -190,11 +191,10 @@ class Jobs:
         """The spans that are trained, of those that could be."""
         if self.train_on == "everything":
             return [(0, len(text))]
-        spans = proof.spans
         if self.train_on == "tagged":
-            spans = [span for span in spans if (messages[span.message].get("weight") or 0) > 0]
+            spans = [span for span in proof.spans if (messages[span.message].get("weight") or 0) > 0]
         else:
-            spans = [span for span in spans if messages[span.message].get("weight") != 0]
+            spans = [span for span in proof.spans if messages[span.message].get("weight") != 0]
         if self.leave_out:
             spans = [span for span in spans if not self._matches(messages[span.message].get("content"))]
         if self.train_on == "last":
@@ -275,6 +275,8 @@ def _notes(proof: Proof, column: str, prompt: int = 0) -> list[Finding]:
         column: where the messages behind the prompt stand.
         prompt: how many messages the prompt has.
     """
+    if not proof.lost and not proof.unended:
+        return []
 
     def place(number: int) -> str:
         return f"prompt[{number}]" if number < prompt else f"{column}[{number - prompt}]"

@@ -8,13 +8,12 @@ to the prompt's; they are counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED: Final = -100
-"""The label of a token that is not trained."""
+from datakit.schema import IGNORED
 
 Ids = NDArray[np.int32]
 Places = NDArray[Any]
@@ -57,12 +56,17 @@ def label(
     early = used & (starts[np.minimum(first, len(ids) - 1)] < begin) if len(ids) else used
     late = used & (ends[np.maximum(after - 1, 0)] > end) if len(ids) else used
     straddling = np.bincount(number, weights=early.astype(np.int64) + late, minlength=rows).astype(np.int64)
-    labels = np.full(len(ids), IGNORED, np.int32)
-    for low, high in zip(first.tolist(), after.tolist(), strict=True):
-        labels[low:high] = ids[low:high]
     first[1:] = np.maximum(first[1:], after[:-1])  # a token that overlaps two spans counts once
-    trained = np.bincount(number, weights=np.maximum(after - first, 0), minlength=rows).astype(np.int64)
-    return Labelled(labels, trained, straddling)
+    after = np.maximum(after, first)
+    trained = np.bincount(number, weights=after - first, minlength=rows).astype(np.int64)
+    return Labelled(_inside(ids, first, after), trained, straddling)
+
+
+def _inside(ids: Ids, first: Places, after: Places) -> Ids:
+    """The ids in disjoint stretches, and -100 between them."""
+    borders = np.concatenate(([0], np.stack((first, after), 1).ravel(), [len(ids)]))
+    inside = np.repeat(np.arange(len(borders) - 1) % 2 == 1, np.diff(borders))
+    return np.where(inside, ids, np.int32(IGNORED))
 
 
 def to_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[ByteSpan]:

@@ -20,6 +20,14 @@ from typing import Final
 from datakit.errors import UsageError
 from datakit.schema import KINDS, Kind
 
+EASYDEL: Final[Mapping[str, str]] = {
+    "sft": "easydel_sft",
+    "preference": "easydel_preference",
+    "kto": "easydel_kto",
+    "reward": "easydel_reward",
+}
+"""Form of the token columns -> form of those that EasyDeL's trainers read; see `easydel`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:

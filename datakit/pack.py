@@ -29,7 +29,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +37,8 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from datakit.errors import UsageError
+from datakit.policies import STRATEGIES, Strategy
 
-Strategy = Literal["bfd", "bfd_split", "wrapped"]
-STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
 SEQ_LENGTHS: Final = "seq_lengths"
 
 Longs = NDArray[np.int64]

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from datakit import ready, sizes
+from datakit import ready
 from datakit.api import Inputs, complete, existing, named, output_folder
 from datakit.errors import UsageError
-from datakit.labels import IGNORED
 from datakit.launch import workers as worker_count
 from datakit.output.transaction import Transaction
 from datakit.plan import FailOn, OnBadRow, parse_size
@@ -19,6 +18,7 @@ from datakit.reading.limits import SHARD_SIZE
 from datakit.ready import FormatRequest
 from datakit.report import Report
 from datakit.run import Progress, commit, gather, judge
+from datakit.schema import IGNORED
 from datakit.shards import Shards
 from datakit.tokens.load import load as load_tokenizer
 from datakit.workers import Pool
@@ -162,6 +162,8 @@ def lengths(
         seen = gather(plan, pool, None, progress)
     report = judge(plan, seen, "lengths")
     by_source = ready.lengths_of(seen.tally.counts)
+    from datakit import sizes
+
     everything = sizes.Lengths()
     for own in by_source.values():
         everything.add(own)

@@ -14,25 +14,28 @@ from datetime import datetime
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import pyarrow as pa
 
-from datakit import __version__, checks, easydel, fit, pack
+from datakit import __version__, checks
 from datakit.errors import UnreadableInput, UsageError
 from datakit.formatter import FormatStep
-from datakit.methods import Method, method_for
+from datakit.methods import EASYDEL, Method, method_for
 from datakit.output import manifest as manifests
 from datakit.plan import open_folder
+from datakit.policies import ANSWER_POLICIES, POLICIES, STRATEGIES
 from datakit.reading.sources import Source
 from datakit.report import check_budget
 from datakit.schema import KEPT, Layout, layout
-from datakit.sizes import Lengths
 from datakit.step import SourcePlan
 from datakit.tokens.load import Tokenizer
 from datakit.tokens.load import load as load_tokenizer
 from datakit.workers import Pool
+
+if TYPE_CHECKING:
+    from datakit.sizes import Lengths
 
 CONTROL: Final = ("error", "escape", "quarantine", "allow")
 TRAIN_ON: Final = ("all", "last", "tagged", "everything")
@@ -75,9 +78,9 @@ class FormatRequest:
             UsageError: with what to write instead.
         """
         for name, value, allowed in (
-            ("--truncation", self.truncation, fit.POLICIES),
+            ("--truncation", self.truncation, POLICIES),
             ("--train-on", self.train_on, TRAIN_ON),
-            ("--pack", self.pack, (None, *pack.STRATEGIES)),
+            ("--pack", self.pack, (None, *STRATEGIES)),
             ("--layout", self.layout, ("trl", "easydel")),
             ("--control-tokens", self.control_tokens, CONTROL),
             ("--on-bad-row", self.on_bad_row, ("fail", "quarantine")),
@@ -253,7 +256,7 @@ def _open(inputs: Sequence[str]) -> tuple[dict[str, list[int]], list[Source], di
 def _check_policy(request: FormatRequest, method: Method) -> None:
     if method.ids != "sft" and request.pack:
         raise UsageError(f"--pack and --for {method.name}", "Only single sequences are packed: --for sft.")
-    cuttable = fit.POLICIES if method.ids == "sft" else fit.ANSWER_POLICIES
+    cuttable = POLICIES if method.ids == "sft" else ANSWER_POLICIES
     if method.ids in ("", "reward") or request.render_only:
         cuttable = ("error", "drop")
     if request.truncation not in cuttable:
@@ -262,8 +265,10 @@ def _check_policy(request: FormatRequest, method: Method) -> None:
             f"--truncation {request.truncation} cannot be used for {what}", f"One of {', '.join(cuttable)}."
         )
     if request.truncation == "per_part" and request.max_length is not None:
-        fit.Shares().answer_cap(request.max_length)
-    if request.layout == "easydel" and method.ids not in easydel.FORMS:
+        from datakit.fit import Shares
+
+        Shares().answer_cap(request.max_length)
+    if request.layout == "easydel" and method.ids not in EASYDEL:
         raise UsageError(f"--layout easydel and --for {method.name}", "EasyDeL renders prompts itself; leave it out.")
 
 
@@ -369,6 +374,8 @@ def facts(plan: FormatPlan, counts: Mapping[str, int]) -> dict[str, Any]:
 
 def lengths_of(counts: Mapping[str, int]) -> dict[str, Lengths]:
     """The lengths of each source, from the counts of a run for lengths."""
+    from datakit.sizes import Lengths
+
     made: dict[str, Lengths] = defaultdict(Lengths)
     for name, count in counts.items():
         what, _, rest = name.partition(" ")

@@ -50,6 +50,8 @@ META: Final = "dk_meta"
 # Columns that `datakit format` adds beside them.
 LENGTH: Final = "dk_length"
 TRAINED: Final = "dk_trained"
+IGNORED: Final = -100
+"""The label of a token that is not trained, as torch has it."""
 
 # Columns that `datakit mix` and `datakit unpair` add.
 MIXED: Final = "dk_mixed_from"

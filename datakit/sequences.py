@@ -17,8 +17,9 @@ import pyarrow as pa
 from datakit import fit, pack
 from datakit.errors import UsageError
 from datakit.findings import Finding
-from datakit.labels import IGNORED, ByteSpan, Ids, Places, label, to_bytes
-from datakit.schema import ID, LENGTH, META, ROW, SOURCE, TRAINED, layout
+from datakit.labels import ByteSpan, Ids, Places, label, to_bytes
+from datakit.policies import ANSWER_POLICIES, POLICIES, Cut, Policy, Strategy
+from datakit.schema import ID, IGNORED, LENGTH, META, ROW, SOURCE, TRAINED, layout
 from datakit.terminal import plural
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ class _Sequences:
         }
         self._count_supervised(rows, batch.sizes, batch.trained)
         if not self.plan.pack:
-            for row in rows:
-                self.state.keep(row.place, 1)
+            self.state.keep(1, len(rows))
         return self._packed(columns, len(rows))
 
     def _origins(self, rows: Sequence[_Row]) -> dict[str, list[Any]]:
@@ -204,7 +204,7 @@ class _Sequences:
             if pieces is None:
                 continue
             if not self.plan.pack:
-                self.state.keep(row.place, len(pieces))
+                self.state.keep(len(pieces))
             used += 1
             made += [(piece, row) for piece in pieces]
         origins = [row for _, row in made]
@@ -235,7 +235,7 @@ class _Sequences:
             if policy == "window":
                 pieces, note = _windows(ids, labels, *batch.turns(number), limit)
             else:
-                pieces = [fit.cut(cast(fit.Cut, policy), ids, labels, limit)]
+                pieces = [fit.cut(cast(Cut, policy), ids, labels, limit)]
                 gone = _trained(labels) - _trained(pieces[0].labels)
                 note = f"{len(ids)} tokens cut to {limit}; {gone} trained ones are gone"
             self.state.see(row.place, [Finding("DK714", "", note)])
@@ -252,7 +252,7 @@ class _Sequences:
         limit = self.plan.max_length
         assert limit is not None
         table = pa.table({name: columns[name] for name in ("input_ids", "labels")})
-        packed = pack.pack(table, limit, cast(pack.Strategy, self.plan.pack)).combine_chunks()
+        packed = pack.pack(table, limit, cast(Strategy, self.plan.pack)).combine_chunks()
         arrays: dict[str, Any] = {
             name: packed[name].chunk(0) if packed.num_rows else [] for name in packed.column_names
         }
@@ -274,7 +274,7 @@ class _Sequences:
         limit = self.plan.max_length
         for source, numbers in _by_source(batch.rows).items() if limit is not None else ():
             shapes = batch.shapes(numbers, cast(int, limit))
-            _count_losses(self.state.tally.counts, source, shapes, cast(int, limit), fit.POLICIES)
+            _count_losses(self.state.tally.counts, source, shapes, cast(int, limit), POLICIES)
 
     def _count_supervised(self, rows: Sequence[_Row], sizes: Places, trained: Places) -> None:
         """By source, the tokens of rows that are written, and those of them that are trained."""
@@ -322,14 +322,14 @@ class _Answers:
                 values["margin"] = _margin(row.raw)
             for name, column in columns.items():
                 column.append(values.get(name))
-            self.state.keep(row.place, 1)
+            self.state.keep(1)
         self._count()
         return self.state.result(columns)
 
     def _count(self) -> None:
         """What each policy would lose where a limit was given."""
         limit = self.plan.max_length
-        policies = fit.ANSWER_POLICIES if self.formatter.method.ids != "reward" else ("error", "drop")
+        policies = ANSWER_POLICIES if self.formatter.method.ids != "reward" else ("error", "drop")
         for source, lengths in self.lengths.items() if limit is not None else ():
             sizes = np.array(lengths, np.int64)
             shapes = fit.Shapes.of_answers(sizes[:, 0], sizes[:, 1:])
@@ -363,7 +363,7 @@ class _Answers:
             if self.plan.truncation in ("error", "drop"):
                 self.state.fits(row.place, row.raw, longest)
                 return None
-            done = fit.cut_answers(cast(fit.Cut, self.plan.truncation), prompt, answers, limit)
+            done = fit.cut_answers(cast(Cut, self.plan.truncation), prompt, answers, limit)
             if not done.trains or done.alike:
                 why = "the answers are equal" if done.alike else "an answer has no token left"
                 self.state.reject(row.place, row.raw, [Finding("DK704", "", f"{why} after they were cut")])
@@ -401,9 +401,9 @@ def _shared(a: Ids, b: Ids) -> int:
 
 def _margin(raw: Mapping[str, Any]) -> float:
     """By how much the preferred answer is better; 0 where a row does not say, which changes no loss."""
-    value = raw["margin"]
+    value = raw.get("margin")
     if value is None:
-        value = (raw[META] or {}).get("margin")
+        value = (raw.get(META) or {}).get("margin")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
@@ -437,7 +437,7 @@ def _windows(ids: Ids, labels: Ids, turns: Sequence[int], fixed: int, limit: int
 
 
 def _count_losses(
-    counts: Counter[str], source: str, shapes: fit.Shapes, limit: int, policies: Sequence[fit.Policy]
+    counts: Counter[str], source: str, shapes: fit.Shapes, limit: int, policies: Sequence[Policy]
 ) -> None:
     """What each policy would lose of some rows of one source."""
     counts[f"{LOSSES} rows {source}"] += len(shapes.source)

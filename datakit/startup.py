@@ -8,6 +8,7 @@ program that imports it.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,11 @@ def lean_arrow(numpy: bool = True) -> None:
         import_module("pyarrow").array([0])  # it looks for pandas now, and never again
 
 
+def collect_rarely() -> None:
+    """For the command line: modules are imported in hundreds, and there is nothing among them to collect."""
+    gc.set_threshold(50_000, 20, 100)
+
+
 def worker(numpy: str, siblings: str, tokenizer: str) -> None:
     """The whole life of a worker process; its arguments are words of a command line.
 
@@ -58,6 +64,7 @@ def worker(numpy: str, siblings: str, tokenizer: str) -> None:
         siblings: see `worker.main`.
         tokenizer: a tokenizer.json, or a folder with one, to be loaded while everything else is imported; or empty.
     """
+    gc.disable()  # rows are trees without cycles; looking for some costs a third of the time
     if tokenizer:
         from datakit.tokens import engines
 

@@ -11,7 +11,6 @@ A message is a JSON header and any number of byte strings, each with its length 
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -188,8 +187,6 @@ def main(siblings: str = "") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     sink = os.dup(1)
     os.dup2(2, 1)  # nothing that a library prints may end up among the results
-    gc.freeze()
-    gc.disable()  # rows are trees without cycles; looking for some costs a third of the time
     _serve(sys.stdin.buffer, os.fdopen(sink, "wb", buffering=1 << 20), [int(end) for end in siblings.split(",") if end])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datakit.easydel import columns
-from datakit.labels import IGNORED
+from datakit.schema import IGNORED
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=6)
 

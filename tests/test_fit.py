@@ -10,10 +10,6 @@ from hypothesis import strategies as st
 
 from datakit.errors import UsageError
 from datakit.fit import (
-    ANSWER_POLICIES,
-    CUTS,
-    POLICIES,
-    Cut,
     Loss,
     Shapes,
     Shares,
@@ -23,7 +19,8 @@ from datakit.fit import (
     loss,
     window,
 )
-from datakit.labels import IGNORED
+from datakit.policies import ANSWER_POLICIES, CUTS, POLICIES, Cut
+from datakit.schema import IGNORED
 
 quick = settings(deadline=None, derandomize=True, max_examples=300)
 limits = st.integers(2, 25)

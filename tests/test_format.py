@@ -18,9 +18,9 @@ from datakit import preparation
 from datakit.checks.formatting import FORMATTING
 from datakit.control import ESCAPE, ControlTokens
 from datakit.errors import UsageError
-from datakit.fit import POLICIES
 from datakit.formatter import _places, _spread
-from datakit.labels import IGNORED
+from datakit.policies import POLICIES
+from datakit.schema import IGNORED
 from datakit.shards import Shards
 from tests.conversations import CORPORA, ORDINARY, TOOLS
 from tests.small_tokenizers import chatml, llama, shards, turns

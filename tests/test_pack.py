@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datakit.errors import UsageError
-from datakit.pack import STRATEGIES, bins, gather, pack, plan
+from datakit.pack import bins, gather, pack, plan
+from datakit.policies import STRATEGIES
 
 quick = settings(deadline=None, derandomize=True, max_examples=200)
 sizes = st.integers(1, 20)

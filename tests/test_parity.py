@@ -49,7 +49,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402
 import datakit  # noqa: E402
 import trainglue  # noqa: E402
 from datakit import preparation  # noqa: E402
-from datakit.labels import IGNORED  # noqa: E402
+from datakit.schema import IGNORED  # noqa: E402
 from tests.conversations import ORDINARY, TOOLS  # noqa: E402
 from tests.small_tokenizers import chatml, llama, shards, turns  # noqa: E402
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import what stands above its own line, or on it. TYPE_CHECKING imports do not count.
 LEVELS = [
-    ["errors", "findings", "launch", "limit", "terminal"],
+    ["errors", "findings", "launch", "limit", "policies", "terminal"],
     ["schema", "messages", "reading.limits", "reading.foreign", "tally"],
     ["reading.rows", "reading.columnar", "reading.decode", "formats.shapes"],
     ["reading.blocks", "reading.splits", "formats.declare", "checks.declare"],

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import datakit
-from datakit import launch
+from datakit import launch, startup
 from datakit.commands.group import (
     EPILOG,
     as_json_option,
@@ -68,6 +68,7 @@ def format(as_json: bool, **options: Any) -> None:
     datakit format prefs/ -o ready/ --tokenizer ./model --for dpo --max-length 2048 --truncation per_part
     """
     launch.start_ahead(launch.workers(options["workers"]), arrays=True, tokenizer=_local(options["tokenizer"]))
+    startup.lean_arrow(numpy=False)
     with progress_of("formatting", options["inputs"], ()) as progress:
         report = datakit.format(**options, progress=progress)
     from datakit import tokenview

@@ -43,6 +43,7 @@ class Group(click.Group):
     """Turns errors into one message on stderr, one JSON object on stdout where asked for, and an exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        startup.collect_rarely()
         kwargs["standalone_mode"] = False
         arguments = list(kwargs.get("args") or (args[0] if args and args[0] is not None else sys.argv[1:]))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -7,7 +7,7 @@ validated in full before a value is looked at.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 import pyarrow as pa
@@ -140,7 +140,8 @@ def _rows(batch: pa.RecordBatch, told: Told | None) -> list[dict[str, Any]]:
         if isinstance(type_, pa.BaseExtensionType) and type_.extension_name not in _ALLOWED_EXTENSIONS:
             raise pa.ArrowInvalid(f"column {field.name} has the extension type {type_.extension_name}")
         if isinstance(type_, pa.JsonType):
-            values = [None if value is None else orjson.loads(value) for value in column.to_pylist()]
+            storage = cast(Any, column).storage  # five times as fast as the column itself
+            values = [None if value is None else orjson.loads(value) for value in storage.to_pylist()]
         elif told is not None and holds_foreign(column):
             values = [_told(value, field.name, told.setdefault(at, {})) for at, value in enumerate(column)]
         else:

@@ -28,7 +28,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -75,8 +75,7 @@ class Row:
     kwargs: Mapping[str, Any] | None = None
 
 
-@dataclass(slots=True)
-class Proof:
+class Proof(NamedTuple):
     """What is known about a row.
 
     Attributes:
@@ -88,8 +87,8 @@ class Proof:
 
     spans: list[Span]
     marked: bool = False
-    unended: list[int] = field(default_factory=list)
-    lost: list[tuple[int, str]] = field(default_factory=list)
+    unended: Sequence[int] = ()
+    lost: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(slots=True)

@@ -129,7 +129,7 @@ class Encoder:
         """
         if self.engine == "tokenizers":
             return _joined(self._encode_exactly(texts))
-        if not any(map(self._is_misread, texts)):
+        if not (self.tokenizer.byte_fallback and any(map(self._is_misread, texts))):
             try:
                 return self._encode_fast(texts)
             except BaseException as problem:
