@@ -33,8 +33,6 @@ _ENVIRONMENT: Final = {
     # Blocks are taken and given back all the time; glibc would hand their pages to the system and fault them in again.
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-    # Large pages where the kernel has some to spare: a tokenizer loads in two thirds of the time, for fewer page faults.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     # A process with threads is not forked easily; nothing here multiplies matrices, and files are read in one go.
     "OPENBLAS_NUM_THREADS": "1",
     "ARROW_IO_THREADS": "1",
