@@ -13,13 +13,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 from datakit.limit import ROOM, limit_memory
 
 
-class _Hidden(MetaPathFinder):
+class _Hidden:
     """Says of packages that they cannot be imported."""
 
     def __init__(self, names: tuple[str, ...]) -> None:

@@ -26,6 +26,9 @@ MAX_RATIO: Final = 500
 
 RATIO_FROM: Final = 256 * MiB
 
+TOKENIZER: Final = 256 * MiB
+"""A larger tokenizer.json is refused; the largest known has 34 MB."""
+
 ZSTD_WINDOW: Final = 128 * MiB
 ZSTD_FEED: Final = 16 * 1024
 """A zstd block of 4 bytes can stand for 128 KiB, so packed bytes are fed in small pieces."""

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from datakit.tokens.load import LARGEST
+from datakit.reading.limits import TOKENIZER
 
 Engine = Literal["fastokens", "tokenizers"]
 
@@ -49,7 +48,7 @@ def load_early(path: str) -> None:
     place = Path(path)
     file = place / "tokenizer.json" if place.is_dir() else place
     try:
-        if file.stat().st_size > LARGEST:
+        if file.stat().st_size > TOKENIZER:
             return
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -60,6 +59,8 @@ def load_early(path: str) -> None:
 
 
 def _load(name: Engine, load: Callable[[str], Any], text: str) -> None:
+    from hashlib import sha256
+
     try:
         _loaded[name, sha256(text.encode()).hexdigest()] = load(text)
     except BaseException as problem:  # as above

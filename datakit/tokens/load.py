@@ -27,11 +27,9 @@ from typing import Any, Final, NamedTuple, Self
 import orjson
 
 from datakit.errors import UnreadableInput, UsageError
+from datakit.reading import limits
 
-MEBI: Final = 1 << 20
-LARGEST: Final = 256 * MEBI
-"""The greatest tokenizer.json that is read, in bytes; the largest known has 34 MB."""
-LARGEST_BESIDE: Final = 16 * MEBI
+LARGEST_BESIDE: Final = 16 * limits.MiB
 """The greatest configuration or template that is read, in bytes."""
 
 NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -179,7 +177,7 @@ class Tokenizer:
         """
         if self.text is not None:
             return self.text
-        raw = _read(Path(self.file), LARGEST)
+        raw = _read(Path(self.file), limits.TOKENIZER)
         if sha256(raw).hexdigest() != self.sha256:
             raise UnreadableInput(
                 f"{self.file} changed while it was in use", "Run again with a file that stays as it is."
@@ -261,8 +259,9 @@ def _read(path: Path, cap: int) -> bytes:
     try:
         size = path.stat().st_size
         if size > cap:
+            much = f"{size / limits.MiB:,.0f} MiB"
             raise UsageError(
-                f"{path}: {size / MEBI:,.0f} MiB is no plausible size of a tokenizer file (at most {cap // MEBI} MiB)",
+                f"{path}: {much} is no plausible size of a tokenizer file (at most {cap // limits.MiB} MiB)",
                 "Name the tokenizer's own file or folder.",
             )
         return path.read_bytes()
@@ -386,7 +385,7 @@ def _template_ids(step: Json) -> tuple[list[int], list[int]]:
 
 
 def _from_files(name: str, file: Path, folder: Path | None, revision: str | None) -> Tokenizer:
-    raw = _read(file, LARGEST)
+    raw = _read(file, limits.TOKENIZER)
     document = _checked(_parsed(raw, str(file)), str(file))
     config = _config(folder)
     special = _special(config, _defaults(config, document, folder))
