@@ -93,7 +93,7 @@ def train(case: Case) -> dict[str, Any]:
     """Seconds of a step and bytes at the peak. Raises what `trainglue` raises if FP8 is not what it computes in."""
     import torch
 
-    from trainglue.audit import Audit, gradients_reach
+    from trainglue.precision.audit import Audit, gradients_reach
 
     model, conversion = build(case)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -8,7 +8,7 @@ formats that explain the rows equally well are a question for a person, not for 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Final
@@ -234,11 +234,18 @@ def _unknown(rows: Sequence[Row], path: str, target: Target | None, best: Sequen
     message = f"{path}: no known format{wanted} explains the rows. Their columns: {_keys(rows)}."
     near = [f"{n}: {', '.join(missing)}" for n, missing in _nearest(rows)]
     hint = f"Closest: {'; '.join(near)}. " if near else ""
+    if len(rows) == 1 and (key := next(filter(str.isidentifier, _lists(rows[0])), "")):
+        hint += f"If the rows are what lies in {key!r}, take them out: jq -c '.{key}[]' FILE > rows.jsonl. "
     if best:
         hint += f"{best[0]} explains some of the rows. "
     return UnknownFormat(
         message, hint + "Say what the columns mean with --map FILE (docs/add-a-format.md), or name a --format."
     )
+
+
+def _lists(row: Row) -> Iterator[str]:
+    """The columns of a row that are lists of objects."""
+    return (key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict))
 
 
 def _nearest(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:

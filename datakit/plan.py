@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from datakit import __version__, checks
 from datakit.detection import Detection, detect_rows, known_rows
-from datakit.errors import AmbiguousFormat, NoManifest, UnreadableInput, UsageError
+from datakit.errors import AmbiguousFormat, NoManifest, UnknownFormat, UnreadableInput, UsageError
 from datakit.formats import FORMATS, find, mapping
 from datakit.formats.declare import Format, Row, leftover
 from datakit.formats.reshape import reaches
@@ -405,7 +405,10 @@ def _detect(source: Source, rows: Sequence[Row], target: Target | None, words: m
     found = None
     if source.how == "rejects":
         found = _reread(source, rows, target, words)
-    found = found or detect_rows(rows, source.path, target)
+    try:
+        found = found or detect_rows(rows, source.path, target)
+    except UnknownFormat as unknown:
+        raise UnknownFormat(unknown.message, mapping.told_by(source.path) + unknown.hint) from None
     evidence = list(found.evidence)
     if source.delimiter:
         evidence.insert(0, f"cells divided by {delimiter.NAMES[source.delimiter]}")

@@ -286,6 +286,12 @@ def test_nothing_in_common_with_any_format() -> None:
     assert "--map" in caught.value.hint
 
 
+def test_rows_inside_one_object_are_pointed_at() -> None:
+    with pytest.raises(UnknownFormat) as caught:
+        found([{"type": "pairs", "instances": [{"q": "a"}, {"q": "b"}]}])
+    assert "jq -c '.instances[]' FILE" in caught.value.hint
+
+
 def test_no_rows() -> None:
     with pytest.raises(UnknownFormat, match="no row could be read"):
         found([])

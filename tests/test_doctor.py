@@ -15,8 +15,9 @@ pytest.importorskip("trl")
 
 from datakit.errors import UsageError
 from tests.small_tokenizers import chatml
-from trainglue import diagnosis, options, signatures
-from trainglue.diagnosis import Case, Diagnosis, describe, doctor
+from trainglue import options
+from trainglue.machine import diagnosis, signatures
+from trainglue.machine.diagnosis import Case, Diagnosis, describe, doctor
 from trainglue.methods import METHODS, resolve
 from trainglue.precision import PRECISIONS
 

@@ -20,9 +20,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datakit.errors import InternalError, NotWritten, UsageError
-from trainglue import exporting, models
-from trainglue.exporting import commands, export
-from trainglue.modelfile import PROOFS, SYSTEM, frame, modelfile
+from trainglue import models
+from trainglue.handoff import exporting
+from trainglue.handoff.exporting import commands, export
+from trainglue.handoff.modelfile import PROOFS, SYSTEM, frame, modelfile
 
 pytestmark = pytest.mark.filterwarnings("default")
 

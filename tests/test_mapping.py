@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import datakit
-from datakit.errors import UsageError
+from datakit.errors import UnknownFormat, UsageError
 from datakit.formats import mapping
 from datakit.formats.declare import Format, Row, leftover, look
 from datakit.formats.normalise import normalise
@@ -515,6 +515,21 @@ def test_convert_refuses_a_wrong_map_before_it_reads(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- dataset_info.json
+
+
+def test_the_entry_of_a_file_is_named_where_its_format_is_unknown(tmp_path: Path) -> None:
+    said = info(tmp_path, mine={"file_name": "rows.jsonl", "columns": {"prompt": "q", "response": "a"}}, other=3)
+    rows = write(tmp_path / "rows.jsonl", [{"q": "1 + 1?", "a": "2"}] * 3)
+    with pytest.raises(UnknownFormat) as caught:
+        datakit.convert(rows, tmp_path / "out", workers=1)
+    assert f"--map {said}:mine" in caught.value.hint
+    assert datakit.convert(rows, tmp_path / "out", map=f"{said}:mine", workers=1).rows_out == 3
+    with pytest.raises(UnknownFormat) as caught:
+        datakit.convert(said, tmp_path / "no", workers=1)
+    assert f"--map {said}:NAME" in caught.value.hint
+    for text in ("[1]", "{", "[" * 100_000):
+        Path(said).write_text(text, "utf-8")
+        assert mapping.told_by(rows) == ""
 
 
 def test_alpaca_by_default(tmp_path: Path) -> None:

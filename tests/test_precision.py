@@ -30,9 +30,9 @@ from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from datakit.errors import UsageError  # noqa: E402
 from tests import bco_reference  # noqa: E402
-from trainglue import float8, precision  # noqa: E402
-from trainglue.audit import Audit, gradients_reach  # noqa: E402
-from trainglue.precision import Conversion, Fp8, PrecisionNotUsed  # noqa: E402
+from trainglue import precision  # noqa: E402
+from trainglue.precision import Conversion, Fp8, PrecisionNotUsed, float8, preparing  # noqa: E402  # noqa: E402
+from trainglue.precision.audit import Audit, gradients_reach  # noqa: E402
 
 torch.set_num_threads(1)  # more only wait for each other on models this small
 
@@ -603,7 +603,7 @@ def able(monkeypatch):
     """A machine that can run everything."""
     monkeypatch.setattr(float8, "unsupported", lambda fp8: "")
     yield
-    precision._pending.clear()
+    preparing._pending.clear()
 
 
 def test_setup_asks_for_the_next_run_and_touches_no_environment(able):

@@ -7,13 +7,16 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from collections.abc import Container
 from pathlib import Path
+
+import pytest
 
 import datakit
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A module may import what stands above its own line, or on it. TYPE_CHECKING imports do not count.
+# A module may import what stands on a line above its own, or beside it. TYPE_CHECKING imports do not count.
 LEVELS = [
     ["errors", "findings", "launch", "limit", "policies", "terminal"],
     ["schema", "messages", "reading.limits", "reading.foreign", "tally"],
@@ -99,29 +102,35 @@ LEVELS = [
     ["cli"],
     ["__main__"],
 ]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-PACKAGES = {
-    "",
-    "cleaning",
-    "commands",
-    "easydata",
-    "mixing",
-    "pairing",
-    "reading",
-    "output",
-    "templates",
-    "tokens",
-}  # docstrings and public names only
+PACKAGES = {"cleaning", "commands", "easydata", "mixing", "pairing", "reading", "output", "templates", "tokens"}
+"""Docstrings and public names only."""
+
+TRAINGLUE = [
+    ["bco", "engines", "memory", "rewards", "precision.formats", "handoff.modelfile"],
+    ["methods", "precision.float8"],
+    ["precision.preparing", "precision.audit"],
+    ["precision"],
+    ["config", "options", "hooks", "data"],
+    ["models", "streams", "runs"],
+    ["callbacks"],
+    ["training", "machine.probe", "machine.signatures"],
+    ["machine.diagnosis", "handoff.exporting"],
+    ["cli"],
+    ["__main__"],
+]
+
+HOUSES = [("datakit", LEVELS, PACKAGES), ("trainglue", TRAINGLUE, {"machine", "handoff"})]
 
 
-def _modules():
-    for path in sorted((ROOT / "datakit").rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT / "datakit").with_suffix("").parts)
+def _modules(house: str):
+    for path in sorted((ROOT / house).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / house).with_suffix("").parts)
         yield name.removesuffix("__init__").removesuffix("."), path
 
 
-def _imports(tree: ast.Module):
-    """Names of datakit modules that a module imports at any place but under TYPE_CHECKING."""
+def _imports(path: Path, house: str, known: Container[str]):
+    """Names of modules of the same house that a module imports at any place but under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text("utf-8"))
     hidden = {
         id(inner)
         for node in ast.walk(tree)
@@ -131,27 +140,29 @@ def _imports(tree: ast.Module):
     for node in ast.walk(tree):
         if id(node) in hidden:
             continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "datakit":
-            base = node.module.removeprefix("datakit").removeprefix(".")
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == house:
+            base = node.module.removeprefix(house).removeprefix(".")
             for alias in node.names:
                 inner = f"{base}.{alias.name}".strip(".")
-                yield inner if inner in LEVEL else base
+                yield inner if inner in known else base
 
 
-def test_imports_point_one_way():
-    known = {name for name, _ in _modules()}
-    assert known - PACKAGES == set(LEVEL), "a new module needs a level, a removed one has none"
-    for name, path in _modules():
-        if name in PACKAGES:
+@pytest.mark.parametrize(("house", "levels", "packages"), HOUSES)
+def test_imports_point_one_way(house, levels, packages):
+    packages = {"", *packages}
+    level = {name: number for number, names in enumerate(levels) for name in names}
+    assert {name for name, _ in _modules(house)} - packages == set(level), "a new module needs a level"
+    for name, path in _modules(house):
+        if name in packages:
             continue
-        for target in _imports(ast.parse(path.read_text("utf-8"))):
-            if target in PACKAGES:
-                continue
-            assert LEVEL[target] <= LEVEL[name], f"datakit.{name} imports datakit.{target}, which stands above it"
+        for target in set(_imports(path, house, level)) - packages:
+            assert level[target] <= level[name], f"{house}.{name} imports {house}.{target}, which stands above it"
 
 
-def test_there_is_no_cycle():
-    graph = {name: set(_imports(ast.parse(path.read_text("utf-8")))) - PACKAGES - {name} for name, path in _modules()}
+@pytest.mark.parametrize(("house", "levels", "packages"), HOUSES)
+def test_there_is_no_cycle(house, levels, packages):
+    known = {name for names in levels for name in names}
+    graph = {name: set(_imports(path, house, known)) & known - {name} for name, path in _modules(house)}
     done: set[str] = set()
 
     def visit(name, trail):
@@ -166,7 +177,7 @@ def test_there_is_no_cycle():
 
 
 def test_datakit_never_imports_trainglue():
-    for _, path in _modules():
+    for _, path in _modules("datakit"):
         assert "trainglue" not in path.read_text("utf-8").replace("datakit-trainglue", "")
 
 

@@ -304,8 +304,12 @@ def test_going_on_with_other_rows_is_refused(tiny, tmp_path):
 def test_another_run_is_not_gone_on_with(tiny, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     sft(tiny, tmp_path, **saves, eval_share=0).train()
+    other = LlamaForCausalLM.from_pretrained(tiny.model)
+    torch.nn.init.normal_(other.model.norm.weight)
+    other.save_pretrained(chatml(tmp_path / "other"))
     for change, said in (
         ({}, "holds a finished run, step 2 of 2"),
+        ({"model": str(tmp_path / "other"), "max_steps": 3}, "was begun with another model"),
         ({"learning_rate": 0.5, "max_steps": 3}, "was begun with learning_rate"),
         ({"eval_share": 0.4, "max_steps": 3}, "rows trained on"),
         ({"lora": 2, "max_steps": 3}, "was begun with adapters False"),

@@ -13,13 +13,13 @@ The way of a run, and the modules in the order in which to read them:
     methods, options     the table of methods; options of the trainer's config, their old names and our defaults
     data, streams        rows of shards, checked and counted; recipes
     engines, models      TRL or Unsloth; a model, its tokenizer, adapters and reference
+    precision/           number formats, FP8 above all
     hooks, bco           token ids into trainers that would tokenise; a trainer that TRL no longer has
+    rewards, memory      what GRPO is given; what to change where memory ends
     training             `trainer(...)`: all of it together
     runs, callbacks      the run folder, going on, the progress line
-    memory               what to change where memory ends
 
-Beside it: `precision`, `float8` and `audit` are FP8; `rewards` are for GRPO; `diagnosis`, `probe` and `signatures`
-answer `doctor` and `api`; `exporting` and `modelfile` hand a trained model on.
+Beside it: `machine/` answers `doctor` and `api`, `handoff/` exports.
 """
 
 from importlib import import_module
@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainglue.data import dataset
-    from trainglue.diagnosis import doctor
-    from trainglue.exporting import export
+    from trainglue.handoff.exporting import export
     from trainglue.hooks import OutOfMemory
+    from trainglue.machine.diagnosis import doctor
+    from trainglue.machine.signatures import api
     from trainglue.methods import KINDS_OF, METHODS
     from trainglue.precision import PrecisionNotUsed, check_fp8_training_support, setup_fp8_mixed_precision_training
-    from trainglue.signatures import api
     from trainglue.training import trainer
 
 MODULES = {
@@ -40,11 +40,11 @@ MODULES = {
     "METHODS": "methods",
     "OutOfMemory": "hooks",
     "PrecisionNotUsed": "precision",
-    "api": "signatures",
+    "api": "machine.signatures",
     "check_fp8_training_support": "precision",
     "dataset": "data",
-    "doctor": "diagnosis",
-    "export": "exporting",
+    "doctor": "machine.diagnosis",
+    "export": "handoff.exporting",
     "setup_fp8_mixed_precision_training": "precision",
     "trainer": "training",
 }

@@ -279,7 +279,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     trainglue doctor
     trainglue doctor dpo --precision qlora && trainglue dpo ...
     """
-    from trainglue import diagnosis
+    from trainglue.machine import diagnosis
 
     found = diagnosis.doctor(**options)
     if as_json:
@@ -300,7 +300,7 @@ def api(as_json: bool, **options: Any) -> None:
     \b
     trainglue api dpo
     """
-    from trainglue import signatures
+    from trainglue.machine import signatures
 
     with _quiet():
         found = signatures.api(**options)
@@ -334,7 +334,7 @@ def export(as_json: bool, **options: Any) -> None:
     trainglue export out/ -o merged/
     trainglue export out/ -o ollama/ --to gguf --quantization q4_k_m
     """
-    from trainglue import exporting
+    from trainglue.handoff import exporting
 
     with _quiet():
         made = exporting.export(**options)

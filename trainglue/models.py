@@ -13,6 +13,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -378,6 +379,21 @@ def check_vocabulary(loaded: Loaded, tokenizer: Tokenizer) -> None:
                 f"{tokenizer.path} has {tokenizer.vocabulary:,} ids, the {name} {rows:,} embeddings",
                 "Give the tokenizer of this model.",
             )
+
+
+def fingerprint(model: Any) -> str:
+    """A hash of the names, shapes and first numbers of all weights but adapters: is it the model of another session?
+
+    Numbers are rounded to 16 bits, so that it does not matter in which type the weights were loaded.
+    """
+    import torch
+
+    found = sha256()
+    for name, weight in model.named_parameters():
+        if "lora_" not in name and not weight.is_meta:
+            head = weight.detach().reshape(-1)[:8].to("cpu", torch.bfloat16).view(torch.int16)
+            found.update(f"{name} {tuple(weight.shape)} {head.tolist()}\n".encode())
+    return found.hexdigest()
 
 
 def name_of(model: Any) -> str:

@@ -159,6 +159,10 @@ class Run:
         for name in SETTLED:
             if old.get(name, new.get(name)) != new.get(name):
                 raise UsageError(f"{self.folder} was begun with {name} {old[name]}, now {new[name]}", again)
+        weights = earlier.get("weights", {})
+        other = [name for name in ("model", "ref_model") if weights.get(name) != known["weights"].get(name)]
+        if weights and other and earlier["precision"] == known["precision"]:  # which decides how weights are stored
+            raise UsageError(f"{self.folder} was begun with another {other[0]}", again)
         goals = [(config.get("max_steps", -1), config.get("num_train_epochs", 0)) for config in (new, old)]
         if earlier.get("status") == "finished" and earlier["step"] >= earlier["steps"] and goals[0] == goals[1]:
             raise UsageError(

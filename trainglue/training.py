@@ -26,6 +26,7 @@ from trainglue import data as sources
 from trainglue import engines, hooks, memory, models, options, runs, streams
 from trainglue.data import Rows
 from trainglue.methods import Method, method_named, resolve
+from trainglue.models import Loaded
 from trainglue.runs import Run
 from trainglue.streams import Mixture, Position
 
@@ -146,14 +147,11 @@ def trainer(
     def rows_of(own: Shards) -> Rows:
         return _rows(own, kind, vocabulary, chat_template, {"max_length": max_length, **(format or {})})
 
-    evaluation, position = rows_of(held) if held else None, None
     if mixture:
         rows, position = streams.rows(mixture, config, run.checkpoint())
     else:
-        rows = rows_of(trained[0])
-    if share:
-        rows, evaluation = sources.hold_out(rows, share)
-        run.say(f"{plural(len(evaluation or ()), 'row')} of {len(rows.shards):,} held out for evaluation, by content")
+        rows, position = rows_of(trained[0]), None
+    rows, evaluation = _held_out(rows, share, run) if share else (rows, rows_of(held) if held else None)
     sources.check_rows(rows)
     _settle_evaluation(config, evaluation, early_stopping)
     longest = max([*rows.lengths, *(evaluation.lengths if evaluation else ())], default=max_length or 2048)
@@ -178,6 +176,7 @@ def trainer(
     models.check_vocabulary(loaded, vocabulary)
     stop = models.stop_at(loaded.model, models.end_of_turn(rows.first, processing), processing)
     run.say(*notes, *loaded.notes, *stop)
+    weights = _weights(loaded, ref_model)
     conversion = _converted(loaded.model, asked, config)
     run.say(f"precision {conversion.describe()}, on {device}")
 
@@ -207,7 +206,8 @@ def trainer(
         checkpointing=config.gradient_checkpointing,
         offloading=getattr(config, "activation_offloading", False),
     )
-    known = runs.facts(made, kind, os.fspath(data), rows, evaluation) | {"engine": chosen, "precision": str(asked)}
+    known = runs.facts(made, kind, os.fspath(data), rows, evaluation)
+    known |= {"engine": chosen, "precision": str(asked), "weights": weights}
     _attach(made, run, known, early_stopping, conversion, position)
     run.keep_manifest(rows)
     return made
@@ -292,6 +292,13 @@ def _rows(
     template = os.fspath(chat_template) if chat_template is not None else None
     folder = sources.formatted(shards, method, tokenizer, template, wanted)
     return sources.all_rows(datakit.load(folder, split=shards.split))
+
+
+def _held_out(rows: Rows, share: float, run: Run) -> tuple[Rows, Rows | None]:
+    """Rows to train on, and those that are held out."""
+    rows, evaluation = sources.hold_out(rows, share)
+    run.say(f"{plural(len(evaluation or ()), 'row')} of {len(rows.shards):,} held out for evaluation, by content")
+    return rows, evaluation
 
 
 def _account(made: Any, rows: Rows, evaluation: Rows | None, method: Method) -> None:
@@ -425,6 +432,12 @@ def _built(of: type[Any], arguments: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def _weights(loaded: Loaded, ref_model: Any) -> dict[str, str]:
+    """What the model is, and the one that it is compared with where that was named."""
+    reference = {"ref_model": models.fingerprint(loaded.reference)} if ref_model is not None else {}
+    return {"model": models.fingerprint(loaded.model), **reference}
+
+
 def _changed(made: Any, meant: Mapping[str, Any]) -> list[str]:
     """A sentence for each option that a trainer has changed while it was built, as Unsloth's do.
 
@@ -470,7 +483,7 @@ def _attach(
     if early_stopping is not None:
         made.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
     if conversion.fp8 is not None:
-        from trainglue.audit import Audit
+        from trainglue.precision.audit import Audit
 
         made.add_callback(Audit(conversion))
     if position is not None:

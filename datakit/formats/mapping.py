@@ -48,6 +48,7 @@ from datakit.errors import UsageError
 from datakit.formats import find
 from datakit.formats.declare import Format, Row, look
 from datakit.messages import CALL, ROLE_WORDS, Turn
+from datakit.reading.limits import MiB
 from datakit.schema import ROLES, Layout, Target, layout
 from datakit.terminal import plural
 
@@ -317,6 +318,25 @@ def _need(made: Layout, columns: Mapping[str, str], where: str) -> None:
     if any(column.name == "prompt" for column in made.columns) and columns.keys().isdisjoint(prompts):
         hint = 'Two whole conversations are to = "preference:implicit".' if made.kind == "preference" else ""
         raise UsageError(f"{where}: [columns] must name {' or '.join(prompts)} for {made.name}", hint)
+
+
+INFO: Final = "dataset_info.json"
+
+
+def told_by(path: str) -> str:
+    """What LLaMA-Factory's `dataset_info.json` says of a file, itself or one beside it; empty where it says nothing."""
+    file = Path(path)
+    beside = file.with_name(INFO) if file.name else file
+    try:
+        info = json.loads(beside.read_text("utf-8")) if beside.stat().st_size <= MiB else None
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if not isinstance(info, dict):
+        return ""
+    entries = {name: entry.get("file_name") for name, entry in info.items() if isinstance(entry, dict)}
+    if file == beside:
+        return f"It says of other files what they are. Give one of those, and --map {path}:NAME. "
+    return next((f"--map {beside}:{name} says what it is. " for name, of in entries.items() if of == file.name), "")
 
 
 def _llamafactory(path: str, entry: str) -> Format:

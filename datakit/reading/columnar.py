@@ -63,22 +63,25 @@ def record_batches(source: Any) -> Iterator[pa.RecordBatch]:
 
 
 class _Cursor:
-    """Goes forward through one part of one file, so that consecutive requests decode nothing twice."""
+    """Goes forward through one part of one file, so that consecutive requests decode nothing twice.
 
-    def __init__(self, path: str, part: int, columns: Columns) -> None:
+    The first request says how many rows are decoded at once: a look at the head need not pay for the rest.
+    """
+
+    def __init__(self, path: str, part: int, columns: Columns, rows: int) -> None:
         self.key, self.at = (path, part, columns), 0
         if _is_parquet(path):
             import pyarrow.parquet as pq
 
             file = pq.ParquetFile(path, page_checksum_verification=True)
             names = list(columns) if columns else None
-            batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=[part], columns=names, use_threads=False)
+            batches = file.iter_batches(batch_size=rows, row_groups=[part], columns=names, use_threads=False)
             self.batches = iter(batches)
         else:
             whole = next(batch for index, batch in enumerate(_batches(path)) if index == part)
-            starts = range(0, max(1, whole.num_rows), BATCH_ROWS)
+            starts = range(0, max(1, whole.num_rows), rows)
             whole = whole.select(list(columns)) if columns else whole
-            self.batches = iter([whole.slice(start, BATCH_ROWS) for start in starts])
+            self.batches = iter([whole.slice(start, rows) for start in starts])
         self.held: pa.RecordBatch | None = None
         self.begin = self.end = 0
 
@@ -108,7 +111,7 @@ def read_batches(rows: Rows, columns: Columns = None) -> Iterator[pa.RecordBatch
     global _cursor  # noqa: PLW0603 - one open file per worker
     path, part, start, stop = rows
     if _cursor is None or _cursor.key != (path, part, columns) or _cursor.at > start:
-        _cursor = _Cursor(path, part, columns)
+        _cursor = _Cursor(path, part, columns, min(BATCH_ROWS, stop - start) or 1)
     for batch in _cursor.take(start, stop):
         batch.validate(full=True)
         yield batch

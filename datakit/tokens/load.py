@@ -333,7 +333,7 @@ def _checked(document: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         ids = vocabulary_of(document).values()
         added = added_of(document)
-        fine = all(type(id) is int and id >= 0 for id in ids)
+        fine = {int}.issuperset(map(type, ids)) and min(ids, default=0) >= 0
         fine = fine and all(type(token["id"]) is int and type(token["content"]) is str for token in added)
     except (KeyError, TypeError, ValueError):
         fine = False

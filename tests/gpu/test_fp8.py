@@ -35,9 +35,13 @@ from torch import nn  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
-from trainglue import float8, precision  # noqa: E402
-from trainglue.audit import Audit  # noqa: E402
-from trainglue.precision import Fp8, PrecisionNotUsed  # noqa: E402
+from trainglue import precision  # noqa: E402
+from trainglue.precision import (  # noqa: E402
+    Fp8,
+    PrecisionNotUsed,
+    float8,
+)
+from trainglue.precision.audit import Audit  # noqa: E402
 
 DEVICE = "cpu" if DRY else "cuda"
 HIDDEN, LAYERS, WORDS, STEPS = (64, 2, 256, 12) if DRY else (1024, 4, 4096, 200)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from trainglue.diagnosis import doctor
+from trainglue.machine.diagnosis import doctor
 
 if find_spec("unsloth") is None:
     pytest.skip("needs the environment of docs/unsloth-env.sh (make unsloth)", allow_module_level=True)

@@ -1,6 +1,6 @@
 """What can be imported and computed here, tried in a process of its own.
 
-    python -m trainglue.probe trl
+    python -m trainglue.machine.probe trl
 
 An installed version says little: a library may be built for another CUDA, or patched by its neighbour, or end the whole
 process while it is imported. So each is imported, and asked for the one thing that a run needs of it. One JSON object
@@ -78,7 +78,7 @@ def precisions(engine: str, device: str) -> dict[str, Tried]:
         return lambda: precision.arguments(name, device)
 
     def fp8(backend: str) -> None:
-        from trainglue import float8
+        from trainglue.precision import float8
 
         if device == "cpu":
             raise UsageError("it needs an NVIDIA GPU of compute capability 9.0 or later", "Choose precision bf16.")

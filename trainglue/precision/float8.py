@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from datakit.errors import UsageError
-from trainglue.precision import Conversion, Fp8, PrecisionNotUsed
+from trainglue.precision.formats import Conversion, Fp8, PrecisionNotUsed
 
 CAPABILITY: Final = {"mxfp8": (10, 0)}
 HOPPER: Final = (9, 0)

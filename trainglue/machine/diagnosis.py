@@ -4,8 +4,8 @@
     trainglue doctor dpo --precision qlora       the exit code answers for this
 
 Three sources, none of them a list of what ought to work: the requirements that the installed packages state themselves,
-the probe, which imports each of them in a process of its own (`trainglue.probe`), and the few combinations that pip
-allows and that are known not to train.
+the probe, which imports each of them in a process of its own, and the few combinations that pip allows and that are
+known not to train.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ TRAPS: Final = (
         "trl",
         ("sft", "dpo", "kto", "bco", "grpo"),
         "TRL 1.15.0 computes its loss with triton, which is not here",
-        "pip install 'trl==1.16.0'    (or engine unsloth, which repairs it)",
+        "--engine unsloth, which repairs it; where Unsloth is not installed: pip install 'trl==1.16.0'",
     ),
     Trap(
         {"trl": "<0.27", "transformers": ">=5"},
@@ -182,13 +182,13 @@ def doctor(
 
 
 def probe(engine: str) -> dict[str, Any]:
-    """What `trainglue.probe` says of an engine, run in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "trainglue.probe", engine]
+    """What `trainglue.machine.probe` says of an engine, run in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "trainglue.machine.probe", engine]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout:
         last = next(reversed(done.stderr.strip().splitlines()), "no message")
         reason = f"the process that tried {engine} ended with {done.returncode}: {last[:200]}"
-        return {"engine": (reason, f"{sys.executable} -m trainglue.probe {engine}"), "machine": {}}
+        return {"engine": (reason, f"{sys.executable} -m trainglue.machine.probe {engine}"), "machine": {}}
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

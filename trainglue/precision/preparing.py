@@ -1,138 +1,14 @@
-"""The number formats of a run: what is asked for, what it needs, and what it turns a model into.
-
-| precision     | weights        | matrix products | trains |
-|---------------|----------------|-----------------|--------|
-| `fp32`        | as loaded      | fp32            | all or LoRA |
-| `bf16`, `fp16`| as loaded      | 16 bits, by autocast | all or LoRA |
-| `qlora`       | nf4, frozen    | bf16            | LoRA |
-| `fp8`         | as loaded      | 8 bits in the linear layers of the decoder, bf16 elsewhere | all or LoRA |
-| `fp8_weights` | fp8, frozen    | 8 bits, forward only | LoRA, with Unsloth only |
-
-`fp8` is a property of layers here, not of an environment variable: `prepare` swaps layers before PEFT and the trainer
-see the model, and the audit stops a run whose first step did not compute in it. This module loads neither torch nor
-transformers; `float8` holds the layers and `audit` the callback.
-"""
+"""From the word of a run to a model that computes so, and to the arguments that trainers and Unsloth want for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from datakit.errors import DatakitError, UsageError
+from datakit.errors import UsageError
+from trainglue.precision.formats import PRECISIONS, Conversion, Fp8, PrecisionNotUsed, among
 
 if TYPE_CHECKING:
     from torch import nn
-
-PRECISIONS: Final = ("fp32", "bf16", "fp16", "qlora", "fp8", "fp8_weights")
-
-RECIPES: Final[Mapping[str, Mapping[str, int]]] = {
-    "torchao": {"tensorwise": 16, "rowwise": 16, "rowwise_with_gw_hp": 16},
-    "te": {"current": 16, "delayed": 16, "mxfp8": 32},
-}
-"""Backends and their recipes, the default first. The number is the block: both sizes of a layer and the tokens of a
-batch should be a multiple of it."""
-
-ALGORITHMS: Final = ("max", "most_recent")
-FORMATS: Final = ("HYBRID", "E4M3")
-
-
-class PrecisionNotUsed(DatakitError):
-    """A run asked for a precision and does not compute in it."""
-
-    exit_code = 3
-
-
-@dataclass(frozen=True)
-class Fp8:
-    """How a run computes in FP8.
-
-    Args:
-        backend: `torchao`, or `te` for Transformer Engine.
-        recipe: how scales are found. torchao: `tensorwise`, `rowwise`, `rowwise_with_gw_hp`. te: `current` (from the
-            tensor itself), `delayed` (from earlier steps), `mxfp8` (per 32 values). By default the first.
-        fp8_format: te only: `HYBRID` (E4M3 forward, E5M2 backward) or `E4M3`. The formats of torchao follow from
-            the recipe.
-        amax_history_len: `delayed` only: steps that a scale looks back.
-        amax_compute_algo: `delayed` only: `max` of these steps or the `most_recent`.
-        emulate: compute the same numbers in fp32, on any device. For tests: it is slow. torchao only.
-
-    Raises:
-        UsageError: names that do not exist or do not go together.
-    """
-
-    backend: str = "torchao"
-    recipe: str = ""
-    fp8_format: str = ""
-    amax_history_len: int | None = None
-    amax_compute_algo: str = ""
-    emulate: bool = False
-
-    def __post_init__(self) -> None:
-        backend = self.backend.lower()
-        _among("FP8 backend", backend, tuple(RECIPES))
-        recipe = self.recipe or next(iter(RECIPES[backend]))
-        _among(f"recipe of {backend}", recipe, tuple(RECIPES[backend]))
-        object.__setattr__(self, "backend", backend)
-        object.__setattr__(self, "recipe", recipe)
-        if self.fp8_format:
-            _among("FP8 format", self.fp8_format, FORMATS)
-            if backend != "te":
-                raise UsageError(
-                    "torchao has no fp8_format", "Its recipe decides: tensorwise is hybrid, rowwise is E4M3."
-                )
-        if self.amax_compute_algo:
-            _among("amax_compute_algo", self.amax_compute_algo, ALGORITHMS)
-        if (self.amax_history_len is not None or self.amax_compute_algo) and recipe != "delayed":
-            raise UsageError(
-                f"recipe {recipe} of {backend} keeps no history of scales",
-                "amax_history_len and amax_compute_algo belong to backend te with recipe delayed.",
-            )
-        if self.amax_history_len is not None and self.amax_history_len < 1:
-            raise UsageError(f"amax_history_len is {self.amax_history_len}", "It is a number of steps, 1 or more.")
-        if self.emulate and backend == "te":
-            raise UsageError("Transformer Engine needs a GPU and emulates nothing", "Use backend torchao.")
-
-    @property
-    def block(self) -> int:
-        """The number that sizes should be a multiple of."""
-        return RECIPES[self.backend][self.recipe]
-
-    def __str__(self) -> str:
-        return f"fp8 ({self.backend}, {self.recipe}{', emulated' if self.emulate else ''})"
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What `prepare` did to a model.
-
-    Attributes:
-        precision: as asked for.
-        fp8: the settings of FP8, if that was asked for.
-        layers: the converted layers by the names that they had, as they stand in the model now.
-        skipped: the linear layers that were left alone, each with the reason.
-    """
-
-    precision: str
-    fp8: Fp8 | None = None
-    layers: Mapping[str, nn.Module] = field(default_factory=dict)
-    skipped: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def pad_multiple(self) -> int | None:
-        """Pad batches to a multiple of this many tokens. Others compute the same, but copy first."""
-        return self.fp8.block if self.fp8 else None
-
-    def describe(self) -> str:
-        """A few lines for people: how many layers, which not and why."""
-        if self.fp8 is None:
-            return self.precision
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.skipped.items():
-            reasons.setdefault(reason, []).append(name)
-        lines = [f"{self.fp8}: {len(self.layers)} linear layers converted, {len(self.skipped)} left alone"]
-        lines += [f"  {_few(names)}: {reason}" for reason, names in reasons.items()]
-        return "\n".join(lines)
 
 
 def prepare(
@@ -157,14 +33,14 @@ def prepare(
         PrecisionNotUsed: no layer can compute in it, or the model was not loaded with the weights that it names.
     """
     if isinstance(precision, str):
-        _among("precision", precision, PRECISIONS)
+        among("precision", precision, PRECISIONS)
     if isinstance(precision, Fp8) or precision == "fp8":
-        from trainglue import float8
+        from trainglue.precision import float8
 
         asked = precision if isinstance(precision, Fp8) else Fp8(backend, recipe or "", emulate=emulate)
         return float8.convert(model, asked)
     if precision == "fp8_weights":
-        from trainglue import float8
+        from trainglue.precision import float8
 
         if not float8.stores_fp8(model):
             raise PrecisionNotUsed(
@@ -197,7 +73,7 @@ def arguments(precision: str | Fp8, device: str = "cuda") -> dict[str, bool]:
         device: the type of the device, such as `cuda` or `cpu`.
     """
     name = "fp8" if isinstance(precision, Fp8) else precision
-    _among("precision", name, PRECISIONS)
+    among("precision", name, PRECISIONS)
     if name == "fp16" and device == "cpu":
         raise UsageError("fp16 needs a GPU: gradients are scaled there only", "Choose bf16 or fp32.")
     return {"bf16": name not in ("fp32", "fp16"), "fp16": name == "fp16", "use_cpu": device == "cpu"}
@@ -221,11 +97,11 @@ def unsloth(precision: str | Fp8, *, lora: bool) -> dict[str, Any]:
             )
         if asked.backend != "torchao":
             raise UsageError("Unsloth has no Transformer Engine", "Use backend torchao, or --engine trl.")
-        from trainglue import float8
+        from trainglue.precision import float8
 
         float8.must_run(asked)
         return {"full_finetuning": True, "float8_training": float8.torchao_config(asked)}
-    _among("precision", asked, PRECISIONS)
+    among("precision", asked, PRECISIONS)
     if asked == "fp8_weights":
         if not lora:
             raise UsageError(
@@ -263,7 +139,7 @@ def setup_fp8_mixed_precision_training(
     Raises:
         UsageError: the combination does not exist, or this machine cannot compute in it.
     """
-    from trainglue import float8
+    from trainglue.precision import float8
 
     te = backend.lower() == "te"
     recipe = recipe or ("delayed" if te else "")
@@ -279,7 +155,7 @@ def setup_fp8_mixed_precision_training(
 
 def check_fp8_training_support(backend: str = "te") -> bool:
     """Whether this machine can train in FP8: a GPU of compute capability 9.0 or later, and the backend installed."""
-    from trainglue import float8
+    from trainglue.precision import float8
 
     return not float8.unsupported(Fp8(backend))
 
@@ -299,12 +175,3 @@ def settle(precision: str | Fp8 | None, default: str = "bf16") -> str | Fp8:
             "Leave out one of them.",
         )
     return asked or precision or default
-
-
-def _among(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"no {what} {value!r}", f"Choose one of {', '.join(allowed)}.")
-
-
-def _few(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} layers such as {names[0]}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from datakit.errors import InternalError, NotWritten, UsageError
-from trainglue.modelfile import Frame, frame, modelfile
+from trainglue.handoff.modelfile import Frame, frame, modelfile
 from trainglue.models import CLASSES, TASKS
 
 FORMS: Final = ("adapter", "merged", "gguf")
