@@ -177,9 +177,11 @@ class Encoder:
             missing = isinstance(problem, ImportError)
             verdict["why"] = "fastokens is not installed" if missing else f"fastokens refuses to load: {_said(problem)}"
             return verdict
-        for text, fast, exact in zip(
-            both := [*texts, *trials], self._try_fast(both), self._try_exactly(both), strict=True
-        ):
+        both = [*texts, *trials]
+        with ThreadPoolExecutor(1) as thread:  # tokenizers holds no lock of Python
+            other = thread.submit(self._try_exactly, both)
+            ids = self._try_fast(both)
+        for text, fast, exact in zip(both, ids, other.result(), strict=True):
             if isinstance(fast, str) and isinstance(exact, str):
                 continue
             if isinstance(fast, str) or isinstance(exact, str) or not np.array_equal(fast, exact):
