@@ -276,6 +276,15 @@ def test_csv_cells(tmp_path):
     ]
 
 
+def test_blank_lines_of_a_csv_are_counted(tmp_path):
+    path = tmp_path / "gaps.csv"
+    path.write_text("instruction,output\na,b\n\nc,\n\n", "utf-8")
+    report = datakit.convert(path, tmp_path / "out", on_bad_row="quarantine", max_bad="1 row", workers=1)
+    ledger = report.to_json()["ledger"]
+    assert (ledger["rows_in"], ledger["blank_lines"], report.rows_out) == (2, 2, 1)
+    assert json.loads(next((tmp_path / "out" / "rejects").iterdir()).read_text())["row"] == 3
+
+
 def test_the_output_does_not_depend_on_workers_or_surroundings(tmp_path, monkeypatch):
     (tmp_path / "in.jsonl").write_bytes(TEXT * 40)
     monkeypatch.chdir(tmp_path)

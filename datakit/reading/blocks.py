@@ -390,10 +390,10 @@ def text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 def _csv_rows(reader: Iterator[list[str]], header: list[str]) -> Iterator[tuple[bytes, int]]:
     for cells in reader:
-        if not cells:
-            continue
         try:
-            if len(cells) == len(header):
+            if not cells:
+                data = b""  # a blank line, which is counted
+            elif len(cells) == len(header):
                 pairs = zip(header, cells, strict=True)
                 data = orjson.dumps({name: cell for name, cell in pairs if cell != ""})
             else:
