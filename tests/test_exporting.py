@@ -116,10 +116,10 @@ def test_sixteen_bits(base, tmp_path):
 @pytest.mark.parametrize("lora", [4, None])
 def test_a_model_trained_in_fp8(lora, base, tmp_path):
     pytest.importorskip("torchao")
-    from trainglue.precision import prepare
+    from trainglue.precision import Fp8, prepare
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    assert prepare(model, "fp8", emulate=True).layers
+    assert prepare(model, Fp8(emulate=True)).layers
     if lora:
         model = get_peft_model(model, LoraConfig(r=lora, target_modules=["q_proj"]))
     model.train()(input_ids=IDS, labels=IDS).loss.backward()

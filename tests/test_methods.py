@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import functools
+import tomllib
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 pytest.importorskip("trl")
 pytest.importorskip("torch")
 import torch
-import trl
+from packaging.requirements import Requirement
 from transformers import PreTrainedTokenizerFast
 
 from datakit.errors import UsageError
 from datakit.methods import METHODS as FORMATTED
 from tests.tiny_models import QUIET
-from trainglue import KINDS_OF, METHODS, trainer
+from trainglue import KINDS_OF, METHODS, methods, trainer
 from trainglue.hooks import adapted, rotated
-from trainglue.methods import resolve
+from trainglue.methods import OLDEST, UPGRADE, resolve
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def weights(model):
@@ -159,8 +166,40 @@ def test_classes_are_those_of_the_installed_trl(method):
 
 
 def test_a_trainer_that_is_gone_says_until_when_it_was_there():
-    if hasattr(trl, "PRMTrainer"):
+    if find_spec("trl.experimental.prm"):
         pytest.skip("this TRL has it")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match="has no PRMTrainer") as caught:
         resolve("prm")
-    assert "1.14" in caught.value.hint
+    assert "<1.14" in caught.value.hint
+
+
+def test_a_trainer_that_misses_a_package_says_which(monkeypatch):
+    """GRPO of TRL before 1.14 needs `requests`, which nothing else here does."""
+
+    def lazy(name):
+        try:
+            import_module("a_package_that_is_not_there")
+        except ModuleNotFoundError as error:
+            raise RuntimeError("Failed to import") from error
+
+    stub = ModuleType("trl")
+    monkeypatch.setattr(stub, "__getattr__", lazy, raising=False)
+    monkeypatch.setattr(methods, "import_module", {"trl": stub}.__getitem__)
+    with pytest.raises(UsageError, match="cannot import GRPOTrainer: No module named 'a_package") as caught:
+        resolve("grpo")
+    assert caught.value.hint == "pip install a_package_that_is_not_there"
+
+
+def test_a_trl_that_is_too_old_is_refused(monkeypatch):
+    monkeypatch.setattr(methods, "version", {"trl": "1.8.0"}.__getitem__)
+    for name in METHODS:
+        with pytest.raises(UsageError, match="TRL 1.8.0 is too old") as caught:
+            resolve(name)
+        assert caught.value.hint == UPGRADE
+
+
+def test_the_oldest_trl_is_that_of_the_package():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    stated = next(Requirement(text).specifier for text in extras["train"] if text.startswith("trl"))
+    assert f">={OLDEST}" in str(stated)
+    assert all(str(part) in UPGRADE for part in stated)

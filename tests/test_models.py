@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 import datasets
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from datakit.errors import UsageError
 from datakit.tokens.load import load
@@ -127,6 +127,23 @@ def test_the_pad_token_is_said_where_none_is_named(tiny, tmp_path, capsys):
     assert made.processing_class.pad_token == "<|endoftext|>"
 
 
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (None, None),
+        ("{% for m in messages %}{{ m.content }}<|im_end|>\n<|endoftext|>{% endfor %}", "<|im_end|>"),
+        ("{% for m in messages %}<|im_start|>{{ m.content }}\n<|endoftext|>{% endfor %}", "<|endoftext|>"),
+        ("{% for m in messages %}<|im_start|>{{ m.content }}\n{% endfor %}", None),
+        ("<|im_start|>nothing of it<|im_end|>", None),
+        ("{{ raise_exception('a system message must come first') }}", None),
+    ],
+)
+def test_the_token_that_ends_a_turn(template, end, tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
+    tokenizer.chat_template = template
+    assert models.end_of_turn(tokenizer) == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+
+
 # ---------------------------------------------------------------- adapters and 4 bits
 
 
@@ -157,6 +174,32 @@ def test_evaluation_leaves_four_bits_trainable(tiny, tmp_path):
         return losses(made)
 
     assert trained("evaluated", eval_strategy="steps", eval_steps=1) == trained("plain", eval_strategy="no")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
+def test_below_four_bits_nothing_is_kept_in_fp32_and_only_adapters_train(method, tiny, tmp_path):
+    """Embeddings, norms and head take half of what they would in fp32, and gradient checkpointing changes nothing."""
+    pytest.importorskip("bitsandbytes")
+    curves = []
+    for checkpointing in (False, True):
+        made = trainer(
+            method,
+            model=tiny.model_for(method),
+            data=tiny.formatted(method),
+            output_dir=tmp_path / str(checkpointing),
+            lora=4,
+            precision="qlora",
+            **{**STEPS, "gradient_checkpointing": checkpointing},
+        )
+        before = {name: weight.detach().clone() for name, weight in made.model.named_parameters()}
+        trained = {name for name, weight in made.model.named_parameters() if weight.requires_grad}
+        assert all("lora_" in name or "score" in name for name in trained)
+        assert torch.float32 not in {weight.dtype for name, weight in before.items() if name not in trained}
+        made.train()
+        moved = {name for name, weight in made.model.named_parameters() if not torch.equal(weight, before[name])}
+        assert moved == trained
+        curves.append(losses(made))
+    assert curves[0] == pytest.approx(curves[1])
 
 
 # ---------------------------------------------------------------- data and services

@@ -43,6 +43,7 @@ class Before:
     warmup_steps: int = 0
     warmup_ratio: float = 0.0
     evaluation_strategy: str = "no"
+    gradient_checkpointing: bool = False
 
 
 Today.__module__ = Before.__module__ = "trl.somewhere"
@@ -66,6 +67,13 @@ def test_a_new_name_is_taken_for_the_old_one_where_the_version_is_old():
     found, _ = made(Before, {"eval_strategy": "steps", "warmup_steps": 0.1}, {"max_length": 2048}.items())
     assert found == {"max_seq_length": 2048, "evaluation_strategy": "steps", "warmup_ratio": 0.1}
     assert made(Before, {"warmup_steps": 5})[0] == {"warmup_steps": 5}
+    assert made(Before, {"activation_checkpointing": True})[0] == {"gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize("given", [{"warmup_steps": 0}, {"warmup_steps": 7}, {"warmup_ratio": 0.2}])
+def test_one_warm_up_counts_where_a_version_has_two_options(given):
+    assert made(Before, given, {"warmup_steps": 0.05}.items())[0] == given
+    assert made(Before, given, {"warmup_steps": 3}.items())[0] == given
 
 
 @pytest.mark.parametrize(
@@ -75,6 +83,14 @@ def test_a_new_name_is_taken_for_the_old_one_where_the_version_is_old():
         ("max_prompt_length", "Removed in TRL"),
         ("formatting_func", "never used"),
         ("use_liger", "use_liger_kernel"),
+        ("attn_implementation", '--model-init-kwargs \'{"attn_implementation": "sdpa"}\''),
+        ("trust_remote_code", "model_init_kwargs"),
+        ("torch_dtype", "give dtype"),
+        ("padding_value", "the pad token pads"),
+        ("max_completion_length", "format.truncation"),
+        ("generate_during_eval", "orpo and cpo"),
+        ("is_encoder_decoder", "read from the model"),
+        ("tools", "a column of the rows"),
         ("xyzzy", "trainglue api sft"),
     ],
 )
@@ -91,6 +107,31 @@ def test_options_that_follow_from_the_rows_are_refused(name, monkeypatch):
     with pytest.raises(UsageError, match="sft has no option") as caught:
         made(Today, {name: 1})
     assert caught.value.hint == "It follows from the rows."
+
+
+def test_no_option_is_suggested_that_would_be_refused():
+    """`padding_free` is the nearest name of the config, and trainglue decides it."""
+
+    @dataclasses.dataclass
+    class Padded(Today):
+        padding_free: bool = False
+
+    Padded.__module__ = "trl.somewhere"
+    with pytest.raises(UsageError) as caught:
+        made(Padded, {"padding_fre": 1})
+    assert "padding_free" not in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["max_prompt_length", "max_completion_length"])
+def test_lengths_that_pairs_would_be_cut_to_are_refused(name):
+    """ORPO and CPO have them, and cut where they tokenise; tokenised rows are not cut."""
+    Cutting = dataclasses.make_dataclass("Cutting", [(name, int, 8)])
+    Cutting.__module__ = "trl.somewhere"
+    for method in ("orpo", "cpo"):
+        with pytest.raises(UsageError, match=f"{method} has no option {name}") as caught:
+            settings(Cutting, METHODS[method], {name: 8}, {})
+        assert "format.truncation" in caught.value.hint
+    assert settings(Cutting, METHODS["grpo"], {name: 8}, {})[0] == {name: 8}
 
 
 def test_every_name_of_the_tables_has_an_answer():
@@ -133,11 +174,11 @@ Values.__module__ = "trl.somewhere"
         ("num_train_epochs", "1e", "a number"),
         ("per_device_train_batch_size", 0, "a whole number, 1 or more"),
         ("seed", 1.5, "a whole number"),
-        ("tf32", "yes", "true or false or none"),
-        ("run_name", True, "text or none"),
+        ("tf32", "yes", "true or false or null"),
+        ("run_name", True, "text or null"),
         ("report_to", False, "text or a list"),
         ("loss_type", 1, "a list"),
-        ("optim_args", [1], "a table or text or none"),
+        ("optim_args", [1], "a table or text or null"),
     ],
 )
 def test_a_value_of_another_type_is_named_with_what_is_allowed(name, value, allowed):
@@ -304,7 +345,8 @@ def test_a_missing_name_is_an_error(tmp_path):
         ("2", 2),
         ("2e-5", 2e-5),
         ("true", True),
-        ("None", None),
+        ("null", None),
+        ("none", "none"),
         ("steps", "steps"),
         ('["a", "b"]', ["a", "b"]),
         ('{"a": 1}', {"a": 1}),
@@ -348,6 +390,15 @@ def test_advice_for_one_row_a_step_says_nothing_of_batches():
     assert "batch" not in text
     assert "qlora" in text
     assert "gradient_checkpointing = true" in text
+
+
+def test_advice_names_nothing_that_is_so_or_cannot_be():
+    def said(**known):
+        return memory.advice({100: 5}, batch=1, accumulation=1, checkpointing=True, **known)
+
+    assert "qlora" not in said(lora=True, offloading=False, quantized=True)
+    assert "activation_offloading" in said(lora=True, offloading=False)
+    assert "activation_offloading" not in said(lora=True, offloading=False, can_offload=False)
 
 
 # ---------------------------------------------------------------- the house

@@ -256,6 +256,30 @@ GENERATION = (
     "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<end>\n"
     "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
 )
+PAIRS = (
+    "{% for i in range(0, messages | length, 2) %}[INST]{{ messages[i].content }}[/INST]{{ messages[i + 1].content }}"
+    "{{ eos_token }}{% endfor %}"
+)
+NO_QUESTION_LAST = (
+    "{% for i in range(messages | length) %}{% set m = messages[i] %}{% if m.role == 'user' and i == messages | length - 1 "
+    "and i %}{{ raise_exception('ends on the user') }}{% endif %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+)
+PROMPT_IN_LAST_PASS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% if loop.last %}<|assistant|>\n{% endif %}{% endfor %}"
+NO_END_BUT_A_PROMPT = "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}<|start|>assistant\n"
+NEXT_PASS_CLOSES = (
+    "{% for m in messages %}{% if not loop.first and loop.previtem.role == 'assistant' %}<|end|>{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}{% if m.role == 'user' %}<|asked|>{% endif %}{% endfor %}"
+)
+CALLS_CLOSED_LATER = (
+    "{% for m in messages %}{% if not loop.first %}<|end|>{% endif %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}</call>{% endfor %}{% endfor %}<|end|>"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MARKS_AROUND_ALL = (
+    "{% generation %}"
+    + INDEX.replace("i in range(messages | length)", "m in messages").replace("messages[i]", "m")
+    + "{% endgeneration %}"
+)
 GENERATION_WITHOUT_END = (
     "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
     "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<end>{% endfor %}"
@@ -351,6 +375,49 @@ TWO: list[dict[str, Any]] = [
             "<user>one?<end><assistant>[[ 1<end>]]",
             id="generation marks that leave out the end of the turn",
         ),
+        pytest.param(PAIRS, TWO[:2], "[INST]one?[/INST][[ 1</s>]]", id="pairs: no question can follow alone"),
+        pytest.param(
+            NO_QUESTION_LAST, TWO[:2], "<user>one?<end><assistant>[[ 1<end>]]", id="a question last is refused"
+        ),
+        pytest.param(
+            PROMPT_IN_LAST_PASS,
+            TWO[:2],
+            "<|user|>one?<|end|>\n<|assistant|>[[ 1<|end|>]]\n<|assistant|>\n",
+            id="a prompt in the last pass, asked for or not",
+        ),
+        pytest.param(
+            NO_END_BUT_A_PROMPT,
+            TWO[:2],
+            "<|start|>user\none?\n<|start|>assistant\n[[ 1]]\n<|start|>assistant",
+            id="what begins the next turn is no end",
+        ),
+        pytest.param(
+            NEXT_PASS_CLOSES,
+            TWO,
+            "<|user|>one?<|asked|><|assistant|>[[ 1<|end|>]]<|user|>two?<|asked|><|assistant|>[[2]]",
+            id="closed by the pass of the next message only",
+        ),
+        pytest.param(
+            CALLS_CLOSED_LATER,
+            [
+                TWO[0],
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+            ],
+            "<|user|>one?<|end|><|assistant|>[[<call>f</call><|end|>]]",
+            id="a call is closed as any answer",
+        ),
+        pytest.param(
+            CALLS_CLOSED_LATER,
+            [TWO[0], {"role": "assistant", "content": ""}, *TWO[2:]],
+            "<|user|>one?<|end|><|assistant|>[[<|end|>]]<|user|>two?<|end|><|assistant|>[[2<|end|>]]",
+            id="an empty answer is closed as any other",
+        ),
+        pytest.param(
+            MARKS_AROUND_ALL,
+            [{"role": "user", "content": ""}, TWO[3]],
+            "<user><end><assistant>[[2<end>]]",
+            id="marks around an empty question",
+        ),
     ],
 )
 def test_spans_by_hand(source, messages, expected):
@@ -364,10 +431,49 @@ def test_the_same_text_has_the_same_spans_however_the_thought_was_written():
         pytest.skip("no TRL")
     made = template(path.read_text("utf-8"))
     apart = [TWO[0], {"role": "assistant", "content": "1", "reasoning_content": "hm"}]
-    within = [TWO[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\n1"}]
     text, proof = made.prove(apart)
     assert shown(text, proof).endswith("<|im_start|>assistant\n[[<think>\nhm\n</think>\n\n1<|im_end|>]]\n")
-    assert made.prove(within) == (text, proof)
+    for content in ("<think>\nhm\n</think>\n\n1", "hm\n</think>\n\n1"):
+        assert made.prove([TWO[0], {"role": "assistant", "content": content}]) == (text, proof)
+
+
+THOUGHT = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+CUT = (  # a thought is cut out of the text and printed again
+    "{% for m in messages %}<{{ m.role }}>{% if '</think>' in m.content %}<think>"
+    "{{ m.content.split('</think>')[0].split('<think>')[-1] }}</think>{{ m.content.split('</think>')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}<end>{% endfor %}{% if add_generation_prompt %}<assistant><think>{% endif %}"
+)
+TOGGLED = (  # the prompt depends on what was said
+    "{% set ns = namespace(think=true) %}{% for m in messages %}{% if '/no_think' in m.content %}"
+    "{% set ns.think = false %}{% endif %}<{{ m.role }}>" + THOUGHT + "{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if ns.think %}<think>{% endif %}{% endif %}"
+)
+SOME_MARKED = (  # the marks depend on what was said
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and 'code' not in m.content %}{% generation %}"
+    "{{ m.content }}<end>{{ '\n' }}{% endgeneration %}{% else %}{{ m.content }}<end>{{ '\n' }}{% endif %}{% endfor %}"
+)
+UNMARKED = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{{ '\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "twin", "before", "after", "expected"),
+    [
+        (CUT, None, ["q", "x"], ["q", "<think>r</think>x"], "<user>q<end><assistant><think>[[r</think>x<end>]]"),
+        (TOGGLED, None, ["q", "x", "hm"], ["q /no_think", "x", "hm"], "<assistant>[[<think>hm</think>x<end>]]"),
+        (SOME_MARKED, None, ["q", "x"], ["q", "code"], "<user>q<end>\n<assistant>[[code<end>]]\n"),
+        (UNMARKED, SOME_MARKED, ["q", "x"], ["q", "code"], "<user>q<end>\n<assistant>[[code<end>]]\n"),
+    ],
+    ids=["cut and printed again", "another prompt", "marks by text", "the twin's marks by text"],
+)
+def test_a_row_that_holds_what_the_template_looks_for_is_no_row_like_others(source, twin, before, after, expected):
+    def row(question: str, answer: str, thought: str | None = None) -> list[dict[str, Any]]:
+        said = {"role": "assistant", "content": answer}
+        return [{"role": "user", "content": question}, said | ({"reasoning_content": thought} if thought else {})]
+
+    made = Template(source, SPECIAL, NOW, twin)
+    for _ in range(2):
+        made.prove(row(*before))
+    assert shown(*made.prove(row(*after))).endswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +486,9 @@ def test_turns_without_an_end_are_told(source, spans, unended):
 
 
 # ---------------------------------------------------------------- refusals name a reason
+
+
+SKELETON = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 
 
 @pytest.mark.parametrize(
@@ -418,6 +527,46 @@ def test_turns_without_an_end_are_told(source, spans, unended):
             {"content": "x", "reasoning_content": "because"},
             "outside its turn",
             id="printed behind the loop",
+        ),
+        pytest.param(
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}{{ messages[1].reasoning_content }}",
+            {"content": "because", "reasoning_content": "because"},
+            "outside its turn",
+            id="printed behind the loop, and a part of the text",
+        ),
+        pytest.param(
+            "# {{ messages[1].content }}\n" + SKELETON,
+            {},
+            "outside its turn",
+            id="an answer as the title",
+        ),
+        pytest.param(
+            "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }} ({{ loop.nextitem.content }})"
+            "{% else %}<assistant>{{ m.content }}{% endif %}<end>{% endfor %}",
+            {},
+            "in the turns of others",
+            id="an answer quoted in the question",
+        ),
+        pytest.param(
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}"
+            "<end of='{{ messages[0].content }}'>{% endif %}{% endfor %}",
+            {},
+            "other data behind the text",
+            id="a question in the end of an answer",
+        ),
+        pytest.param(
+            "<|start|>user\n{% for m in messages %}{{ m.content }}<|end|>\n<|start|>"
+            "{{ 'assistant' if m.role == 'user' else 'user' }}\n{% endfor %}",
+            {},
+            "together with its end",
+            id="the header of the next turn in this one",
+        ),
+        pytest.param(
+            "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>"
+            "{{ m.reasoning_content or '' }}</think>{% endif %}{{ m.content }}<|end|>\n{% endfor %}",
+            {"reasoning_content": "hm"},
+            "own prompt ends",
+            id="a thought, and no prompt",
         ),
     ],
 )

@@ -110,7 +110,7 @@ def test_resuming_reads_only_the_row_groups_it_needs(words: dict[str, Any], monk
     stream._chunk = 5
     next(stream)
     assert 1 <= len(read) <= 3
-    groups = [len(source.shards.groups) for source in stream._sources]
+    groups = [len(source.shards.groups) for source in stream.sources]
     assert sum(groups) > 20
 
 

@@ -56,6 +56,7 @@ LEVELS = [
         "methods",
         "tokens.load",
         "templates.blind",
+        "templates.looks",
         "templates.environment",
         "templates.tracked",
     ],

@@ -104,6 +104,46 @@ def test_a_printed_config_is_a_run(tiny, run, tmp_path):
     assert (tmp_path / "out" / "adapter_config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "chats"],
+        ["--data", "packed"],
+        ["--data", "mix.toml"],
+        ["--data", "mix.toml", "--streaming"],
+        ["--data", "packed.toml"],
+        ["--data", "chats", "--eval-strategy", "no"],
+        ["--data", "chats", "--evaluation-strategy", "no"],
+        ["--data", "chats", "--eval-share", "0"],
+        ["--data", "chats", "--eval-data", "ready-sft"],
+        ["--data", "chats", "--early-stopping", "2", "--eval-steps", "30", "--eval-share", "0.4", "--lora", "2"],
+    ],
+    ids=" ".join,
+)
+def test_a_printed_config_is_the_run_without_it(arguments, tiny, run, tmp_path, monkeypatch):
+    from trainglue import config, training
+
+    for name, folder in (("mix", tiny.formatted("sft")), ("packed", tiny.packed())):
+        (tiny.root / f"{name}.toml").write_text(f'[sources.one]\npath = "{folder}"\nweight = 1.0\n')
+    monkeypatch.chdir(tiny.root)
+    words = [*arguments, "--model", "writes", "--output-dir", tmp_path / "out", "--report-to", "none"]
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(cli, "_run", lambda method, given, printed: told.append(given))
+    run("sft", *words)
+    monkeypatch.undo()
+    monkeypatch.chdir(tiny.root)
+    code, out, err = run("sft", *words, "--print-config")
+    assert code == 0, err
+    path = tmp_path / "run.toml"
+    path.write_text(out)
+    printed = config.load(path)
+    assert printed.pop("method") == "sft"
+    made = [training.trainer("sft", **given, overwrite=True) for given in (told[0], printed)]
+    options = [{name: value for name, value in one.args.to_dict().items() if name != "logging_dir"} for one in made]
+    assert options[1] == options[0]
+    assert len(made[1].eval_dataset or ()) == len(made[0].eval_dataset or ())
+
+
 def test_grpo_with_named_rewards(tiny, run, tmp_path):
     code, out, err = run(
         *("grpo", "--data", tiny.canonical("grpo"), "--model", tiny.model, "--output-dir", tmp_path / "out"),
@@ -208,7 +248,18 @@ def test_an_unknown_option_of_the_trainer_is_named(tiny, run, tmp_path):
 def test_old_names_are_taken_and_said(tiny, run, tmp_path):
     code, _, err = run(
         *("sft", "--data", tiny.formatted("sft"), "--model", tiny.model, "--output-dir", tmp_path / "out"),
-        *(*STEPS, "--use-cpu", "--lr", "1e-3", "--evaluation-strategy", "no", "--activation-offloading", "false"),
+        *(
+            *STEPS,
+            "--use-cpu",
+            "--report-to",
+            "none",
+            "--lr",
+            "1e-3",
+            "--evaluation-strategy",
+            "no",
+            "--activation-offloading",
+            "false",
+        ),
     )
     assert code == 0, err
     assert "lr is taken as learning_rate" in err

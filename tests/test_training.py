@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from datakit.errors import UnreadableInput, UsageError
 from tests.small_tokenizers import chatml, llama, shards, turns
 from tests.tiny_models import QUIET, ROWS
 from trainglue import engines, trainer
+from trainglue.data import lengths_of
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
 
@@ -111,7 +113,35 @@ def test_options_that_do_not_exist_or_contradict(tiny, tmp_path, unloaded):
     assert "truncation" in refused(tiny, tmp_path, format={"truncation": "drop"}).message
     assert "pip install" in refused(tiny, tmp_path, report_to="wandb").hint
     assert "eval_share" in refused(tiny, tmp_path, eval_share=0.1, eval_data=tiny.formatted("sft")).message
-    assert "early_stopping" in refused(tiny, tmp_path, early_stopping=1).message
+    for strategy in ("no", "steps"):
+        assert "early_stopping" in refused(tiny, tmp_path, early_stopping=1, save_strategy=strategy).message
+
+
+def test_a_stream_refuses_what_would_do_nothing(tiny, recipe, tmp_path, unloaded):
+    stream = {"data": recipe, "streaming": True}
+    assert "split of each source" in refused(tiny, tmp_path, **stream, split="train").hint
+    assert "eval_data" in refused(tiny, tmp_path, **stream, eval_split="test").hint
+    assert "datakit format" in refused(tiny, tmp_path, **stream, format={"truncation": "drop"}).hint
+    assert (
+        f"{ROWS} rows of {tiny.formatted('sft')} above 10" in refused(tiny, tmp_path, **stream, max_length=10).message
+    )
+    assert "memory-mapped" in refused(tiny, tmp_path, streaming=True).hint
+
+
+def test_what_grpo_would_not_do(tiny, tmp_path, unloaded):
+    def wanting(completions, difficulty, **_):
+        return [0.0 for _ in completions]
+
+    path = tmp_path / "mix.toml"
+    path.write_text(f'[sources.one]\npath = "{tiny.canonical("grpo")}"\nweight = 1.0\n')
+    grpo = {"method": "grpo", "data": tiny.canonical("grpo"), "reward": "exact_match", "eval_share": None}
+    assert "order of a stream" in refused(tiny, tmp_path, **{**grpo, "data": path}, streaming=True).message
+    assert "max_completion_length" in refused(tiny, tmp_path, **grpo, max_length=10).hint
+    assert "no reward 'exact'" in refused(tiny, tmp_path, **{**grpo, "reward": "exact"}).message
+    error = refused(tiny, tmp_path, **{**grpo, "reward": ["length", wanting]}, num_generations=2)
+    assert "reward wanting needs the column difficulty; the rows have answer" in error.message
+    bare = shards(tmp_path / "bare", [{"prompt": "What?"}], to="prompt")
+    assert "column of answers" in refused(tiny, tmp_path, **{**grpo, "data": bare}, num_generations=2).message
 
 
 def test_unknown_formatting_options(tiny, tmp_path, unloaded):
@@ -234,6 +264,8 @@ def test_a_split_to_evaluate_on(tiny, tmp_path):
     datakit.convert(files, folder, split=[f"train={files[0]}", f"test={files[1]}"]).raise_for_status()
     made = sft(tiny, tmp_path, data=folder, eval_share=None, eval_split="test", max_steps=1)
     assert (len(made.train_dataset), len(made.eval_dataset)) == (4, 2)
+    with pytest.raises(UsageError, match="has the splits train, test"):
+        sft(tiny, tmp_path, eval_data=folder, eval_share=None)
 
 
 def test_training_ends_where_it_no_longer_helps(tiny, tmp_path):
@@ -250,6 +282,18 @@ def test_training_ends_where_it_no_longer_helps(tiny, tmp_path):
     made.train()
     assert made.state.global_step < 20
     assert made.state.best_model_checkpoint is not None
+
+
+def test_early_stopping_remembers_what_a_checkpoint_had_seen(tiny, tmp_path):
+    options: dict[str, Any] = {"eval_share": 0.4, "eval_steps": 1, "early_stopping": 2, "max_steps": 20}
+    options |= {"learning_rate": 10.0, "save_strategy": "steps", "save_total_limit": None}
+    whole = sft(tiny, tmp_path, **options)
+    whole.add_callback(_Copies(tmp_path / "run", tmp_path))
+    whole.train()
+    for step in range(1, whole.state.global_step):
+        again = sft(tiny, tmp_path / f"at {step}", **options, resume=True)
+        again.train()
+        assert again.state.global_step == whole.state.global_step < 20, f"from step {step}"
 
 
 # ---------------------------------------------------------------- the run folder and going on
@@ -289,6 +333,30 @@ def test_a_run_goes_on_from_every_checkpoint(streamed, tiny, recipe, tmp_path):
     assert len(losses(whole)) == steps
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["folder", "stream"])
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(streamed, tiny, recipe, tmp_path, capsys):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 5, "save_total_limit": None}
+    options |= {"data": recipe, "streaming": True} if streamed else {}
+    first = sft(tiny, tmp_path, **options)
+    first.add_callback(_Stop(4))
+    first.train()
+    last = "stream.json" if streamed else "trainer_state.json"
+    (tmp_path / "run" / "checkpoint-3" / last).unlink()
+    half = tmp_path / "run" / "checkpoint-2" / last
+    half.write_text(half.read_text()[:10])
+    again = sft(tiny, tmp_path, **options, resume=True)
+    again.train()
+    assert record(tmp_path / "run")["sessions"][-1]["from_step"] == 1
+    assert losses(again)[:4] == pytest.approx(losses(first), rel=1e-6)
+    told = capsys.readouterr().err
+    assert f"checkpoint-2 is incomplete: it has no readable {last}" in told
+    assert "checkpoint-3 is incomplete" in told
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        (path / last).unlink()
+    with pytest.raises(UsageError, match="no checkpoint"):
+        sft(tiny, tmp_path, **options, resume=True)
+
+
 def test_going_on_with_other_rows_is_refused(tiny, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     sft(tiny, tmp_path, **saves).train()
@@ -312,7 +380,7 @@ def test_another_run_is_not_gone_on_with(tiny, tmp_path):
         ({"model": str(tmp_path / "other"), "max_steps": 3}, "was begun with another model"),
         ({"learning_rate": 0.5, "max_steps": 3}, "was begun with learning_rate"),
         ({"eval_share": 0.4, "max_steps": 3}, "rows trained on"),
-        ({"lora": 2, "max_steps": 3}, "was begun with adapters False"),
+        ({"lora": 2, "max_steps": 3}, "was begun without adapters, now with"),
         ({"overwrite": True}, "exclude each other"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -320,6 +388,47 @@ def test_another_run_is_not_gone_on_with(tiny, tmp_path):
     longer = sft(tiny, tmp_path, **{**saves, "max_steps": 3}, eval_share=0, resume=True)
     longer.train()
     assert longer.state.global_step == 3
+
+
+def test_other_adapters_are_not_gone_on_with(tiny, tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    sft(tiny, tmp_path, **saves, lora=2).train()
+    for lora, said in (
+        (4, "was begun with lora r 2, now 4"),
+        ({"r": 2, "lora_alpha": 16}, "was begun with lora lora_alpha 2, now 16"),
+        ({"r": 2, "target_modules": ["q_proj"]}, "was begun with lora target_modules"),
+        (None, "was begun with adapters, now without"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            sft(tiny, tmp_path, **{**saves, "max_steps": 2}, lora=lora, resume=True)
+    longer = sft(tiny, tmp_path, **{**saves, "max_steps": 2}, lora=2, resume=True)
+    longer.train()
+    assert longer.state.global_step == 2
+
+
+def test_grpo_counts_prompts_that_fill_no_batch_and_keeps_its_rewards(tiny, tmp_path):
+    data = shards(
+        tmp_path / "prompts", [{"prompt": f"What is {n}?", "answer": str(n)} for n in range(ROWS)], to="prompt"
+    )
+
+    def grpo(**options):
+        given = {"reward": ["exact_match", _short], "num_generations": 2, "max_completion_length": 2, "max_steps": 1}
+        given |= {"per_device_train_batch_size": 10, "save_strategy": "steps", "save_steps": 1} | options
+        return trainer("grpo", model=tiny.model, data=data, output_dir=tmp_path / "run", **{**STEPS, **given})
+
+    made = grpo()
+    made.train()
+    found = record(tmp_path / "run")
+    assert found["rows_left_out_per_epoch"] == ROWS - len(set(made._get_train_sampler())) == 2
+    assert found["told"]["reward"] == ["trainglue.rewards.exact_match", f"{__name__}._short"]
+    with pytest.raises(UsageError, match="was begun with reward"):
+        grpo(reward="length", resume=True, max_steps=2)
+    with pytest.raises(UsageError, match=f"takes 20 prompts at a time .* there are {ROWS}"):
+        grpo(per_device_train_batch_size=40, overwrite=True)
+
+
+def _short(completions, **_):
+    return [1.0 / (1 + len(completion)) for completion in completions]
 
 
 def test_an_earlier_run_stays_until_nothing_can_be_refused(tiny, tmp_path):
@@ -364,6 +473,9 @@ def test_the_record_says_what_a_run_was_made_of(tiny, tmp_path):
     assert found["data"]["tokens"] == sum(len(row["input_ids"]) for row in made.train_dataset)
     assert found["versions"]["trl"]
     assert found["config"]["learning_rate"] == 1e-3
+    assert found["adapters"] is None
+    assert found["told"]["data"] == str(tiny.formatted("sft"))
+    assert (found["told"]["eval_share"], found["told"]["engine"], found["told"]["precision"]) == (0, "auto", None)
     assert json.loads((tmp_path / "run" / "data_manifest.json").read_text()) == manifest
 
 
@@ -455,6 +567,19 @@ weight = 0.3
     return path
 
 
+def _watched(made):
+    """The rows that a trainer takes, as it takes them."""
+    given: list[list[int]] = []
+    collate = made.data_collator
+
+    def watched(rows):
+        given.extend(list(row["input_ids"]) for row in rows)
+        return collate(rows)
+
+    made.data_collator = watched
+    return given
+
+
 def second(tiny):
     out = tiny.root / "second ready"
     if not out.exists():
@@ -466,25 +591,24 @@ def second(tiny):
 def test_a_written_mix(tiny, recipe, tmp_path):
     made = sft(tiny, tmp_path, data=recipe, max_steps=2)
     assert len(made.train_dataset) == ROWS + 5
+    assert made.args.num_train_epochs == 1
     made.train()
+
+
+def test_a_stream_says_how_many_rows_fill_its_last_step(tiny, recipe, tmp_path):
+    made = sft(tiny, tmp_path, data=recipe, streaming=True, per_device_train_batch_size=5)
+    given = _watched(made)
+    made.train()
+    assert record(tmp_path / "run")["rows_repeated_per_epoch"] == 3
+    assert made.state.global_step * 5 == ROWS + 5 + 3
+    assert given[ROWS + 5 :][:3] == given[:3]
 
 
 def test_a_streamed_mix_gives_the_rows_of_the_plan_and_resumes_at_its_place(tiny, recipe, tmp_path):
     expected = [row["input_ids"] for row in datakit.stream(recipe)]
-    given: list[list[int]] = []
-
-    def seen_by(made):
-        collate = made.data_collator
-
-        def watched(rows):
-            given.extend(list(row["input_ids"]) for row in rows)
-            return collate(rows)
-
-        made.data_collator = watched
-        return made
-
     options = {"data": recipe, "streaming": True, "save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2}
-    whole = seen_by(sft(tiny, tmp_path / "a", **options))
+    whole = sft(tiny, tmp_path / "a", **options)
+    given = _watched(whole)
     whole.train()
     assert whole.state.max_steps == (2 * len(expected) + 1) // 2
     assert given[: 2 * len(expected)] == expected * 2
@@ -492,11 +616,21 @@ def test_a_streamed_mix_gives_the_rows_of_the_plan_and_resumes_at_its_place(tiny
     first = sft(tiny, tmp_path / "b", **options)
     first.add_callback(_Stop(5))
     first.train()
-    given.clear()
-    resumed = seen_by(sft(tiny, tmp_path / "b", **options, resume=True))
+    resumed = sft(tiny, tmp_path / "b", **options, resume=True)
+    given = _watched(resumed)
     resumed.train()
     assert given[: 2 * len(expected) - 6] == (expected * 2)[6:]
     assert losses(resumed)[-8:] == pytest.approx(losses(whole)[-8:], rel=1e-6)
+
+
+def test_rows_that_a_filter_leaves_out_of_a_stream_may_be_longer(tiny, recipe, tmp_path):
+    shorter = sorted(lengths_of(datakit.load(tiny.formatted("sft"))))[-2]
+    recipe.write_text(f'filter = "dk_length <= {shorter}"\n{recipe.read_text()}')
+    made = sft(tiny, tmp_path, data=recipe, streaming=True, max_length=shorter)
+    made.train()
+    assert record(tmp_path / "run")["data"]["trained_on"] < ROWS + 5
+    with pytest.raises(UsageError, match=f"above {shorter - 1} tokens"):
+        sft(tiny, tmp_path, data=recipe, streaming=True, max_length=shorter - 1, overwrite=True)
 
 
 def test_a_stream_of_rows_that_are_not_formatted_is_refused(tiny, tmp_path):
@@ -605,7 +739,8 @@ def test_two_processes_take_every_row_once(tiny, tmp_path):
     assert (out / "model.safetensors").is_file()
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
+@pytest.mark.parametrize("streamed", [False, True], ids=["folder", "stream"])
+def test_a_run_goes_on_with_another_number_of_processes(streamed, tiny, recipe, tmp_path):
     """One process, then two, then one: the losses of one process all along, as long as an update has as many rows."""
     script = tmp_path / "train.py"
     script.write_text(TWO)
@@ -616,14 +751,20 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
         "TRAINGLUE_CACHE": str(tmp_path / "cache"),
         "OMP_NUM_THREADS": "1",
     }
+    data = recipe if streamed else tiny.canonical("sft")
 
     def run(out, processes, **options):
         out.mkdir(exist_ok=True)
         options = {**STEPS, "num_train_epochs": 2, "use_cpu": True, "logging_steps": 1, "save_strategy": "steps",
                    "save_steps": 2, "per_device_train_batch_size": 4 // processes,
-                   "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant", **options}  # fmt: skip
+                   "gradient_accumulation_steps": 1, "lr_scheduler_type": "constant", "streaming": streamed,
+                   **options}  # fmt: skip
+        if processes == 1:
+            made = trainer("sft", model=tiny.model, data=data, output_dir=out, **options)
+            made.train()
+            return losses(made)
         torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-        words = [*torchrun, str(script), tiny.model, str(tiny.canonical("sft")), str(out), json.dumps(options)]
+        words = [*torchrun, str(script), tiny.model, str(data), str(out), json.dumps(options)]
         done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=180, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((out / "seen-0.json").read_text())["losses"]

@@ -58,9 +58,7 @@ class Record(TrainerCallback):
         self.record |= {"status": status, "step": state.global_step, "steps": state.max_steps, "epoch": state.epoch}
         self.record["log"] = state.log_history[-1:] if status == "running" else state.log_history
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(json.dumps(self.record, indent=1, default=str) + "\n", "utf-8")
-        os.replace(beside, self.path)  # noqa: PTH105 - whole or absent
+        _write_json(self.path, self.record)
 
 
 class StreamState(TrainerCallback):
@@ -80,7 +78,7 @@ class StreamState(TrainerCallback):
         if state.is_world_process_zero:
             kept = self.position.after(state.global_step - self.begun_at)
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / STATE).write_text(json.dumps(kept) + "\n", "utf-8")
+            _write_json(folder / STATE, kept)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -90,6 +88,13 @@ def read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _write_json(path: Path, found: Mapping[str, Any]) -> None:
+    """Whole or absent."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(found, indent=1, default=str) + "\n", "utf-8")
+    os.replace(beside, path)  # noqa: PTH105
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -16,6 +17,8 @@ import click
 import datakit
 from datakit.commands.group import Group, as_json_option, print_json
 from datakit.errors import UsageError
+from datakit.mixing import recipe as recipes
+from datakit.output import manifest as manifests
 from datakit.terminal import plural
 from trainglue import config, options
 from trainglue.methods import METHODS
@@ -65,18 +68,7 @@ def train(context: click.Context, file: str, print_config: bool) -> None:
     trainglue train run.toml
     trainglue train run.toml --resume
     """
-    given = config.load(file)
-    fields = {field.name: field for field in config.FIELDS}
-    for name, texts in _extra(context.args).items():
-        field = fields.get(name)
-        if field is None:
-            given[name] = config.value_of(texts[-1]) if texts else True
-        elif field.type == "fields":
-            given[name] = config.fields_of(texts, f"--{name.replace('_', '-')}")
-        elif field.type == "texts":
-            given[name] = texts
-        else:
-            given[name] = (texts[-1] if field.type == "str" else config.value_of(texts[-1])) if texts else True
+    given = config.load(file) | {name: _value(name, texts) for name, texts in _extra(context.args).items()}
     config.check(given, "command line")
     _run(given.pop("method"), given, print_config)
 
@@ -85,13 +77,8 @@ def _method_command(name: str) -> click.Command:
     def run(print_config: bool, **given: Any) -> None:
         context = click.get_current_context()
         told = {key: value for key, value in given.items() if value not in (None, ()) and value is not False}
-        for field in config.FIELDS:
-            if field.type == "fields" and field.name in told:
-                told[field.name] = config.fields_of(told[field.name], f"--{field.name}")
-            elif field.type == "texts" and field.name in told:
-                told[field.name] = list(told[field.name])
-        for key, texts in _extra(context.args).items():
-            told[key] = config.value_of(texts[-1]) if texts else True
+        told = {key: _value(key, value) if isinstance(value, tuple) else value for key, value in told.items()}
+        told |= {key: _value(key, texts) for key, texts in _extra(context.args).items()}
         _run(name, told, print_config)
 
     return click.Command(
@@ -147,6 +134,18 @@ def _extra(arguments: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def _value(name: str, texts: Sequence[str]) -> Any:
+    """What was typed for an option, as its field has it; those of the trainer's config are read as they look."""
+    field = {field.name: field for field in config.FIELDS}.get(name)
+    if field and field.type == "fields":
+        return config.fields_of(texts, f"--{name.replace('_', '-')}")
+    if field and field.type == "texts":
+        return list(texts)
+    if not texts:
+        return True
+    return texts[-1] if field and field.type == "str" else config.value_of(texts[-1])
+
+
 def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
     config.check_values(given, f"trainglue {method}")
     config.check_method(method, given, f"trainglue {method}")
@@ -187,6 +186,8 @@ def _quiet() -> Iterator[None]:
 
 def _print_config(method: str, told: Mapping[str, Any]) -> None:
     """The run as a run.toml, checked as a run is; whether it goes on or replaces another is not part of it."""
+    from trainglue import training
+
     config_class = _config_class(method, told.get("engine", "auto"), told.get("lora"))
     fields = {field.name for field in config.FIELDS}
     of_config = {name: value for name, value in told.items() if name not in fields}
@@ -195,17 +196,25 @@ def _print_config(method: str, told: Mapping[str, Any]) -> None:
         click.echo(f"trainglue: {note}", err=True)
     own_names = fields - {"resume", "overwrite"}
     given = {name: value for name, value in told.items() if name in own_names} | taken
-    lora = bool(given.get("lora"))
-    share = given.get("eval_share", 0.0 if method == "grpo" else options.HOLD_OUT)
-    evaluates = bool(share or given.get("eval_data") or given.get("eval_split"))
-    defaults = options.translated(config_class, options.presets(method, lora=lora, evaluates=evaluates))
     own = {name: given.get(name) for name in config.REQUIRED[1:]}
-    if evaluates and not (given.get("eval_data") or given.get("eval_split")):
-        own["eval_share"] = share
+    data, held = given.get("data", ""), "eval_data" in given or "eval_split" in given
+    usual = training.default_share(method, _form(data), bool(given.get("streaming")), held, taken)
+    share = given.get("eval_share", usual)
+    found = training.default_options(
+        method, data, bool(given.get("lora")), bool(share) or held, given.get("early_stopping"), taken
+    )
+    defaults = options.translated(config_class, found)
+    own |= {"eval_share": share} if share or "eval_share" in given else {}
     rest = {name: value for name, value in given.items() if name not in own}
     comments = {name: "default" for name in defaults if name not in given}
     comments |= {field.name: field.help for field in config.FIELDS if own.get(field.name, "") is None}
     click.echo(config.to_toml({"method": method, **own, **defaults, **rest}, comments), nl=False)
+
+
+def _form(data: str) -> str:
+    """The form of the rows in a shard folder, or in the sources of a recipe; empty where there is none."""
+    path = Path(recipes.read(data).sources[0].path if data.endswith(".toml") and Path(data).is_file() else data)
+    return str(manifests.load(path)["form"]) if (path / manifests.NAME).is_file() else ""
 
 
 def _config_class(method: str, engine: str, lora: Any) -> type[Any]:

@@ -63,10 +63,10 @@ FIELDS: Final = (
     Field("output_dir", "The run folder: checkpoints, the trained model, run.json.", metavar="DIR"),
     Field("split", "The split of --data to train on; by default train, or the only one.", metavar="NAME"),
     Field("eval_data", "Another shard folder to evaluate on.", metavar="DIR"),
-    Field("eval_split", "A split of --data to evaluate on.", metavar="NAME"),
+    Field("eval_split", "A split to evaluate on, of --eval-data if given, else of --data.", metavar="NAME"),
     Field(
         "eval_share",
-        "Share of the rows to hold out, by content; 0.1 by default, 0 for GRPO.",
+        "Share of the rows to hold out, by content; 0.1 by default, 0 for GRPO, packed rows and streams.",
         "float",
         metavar="X",
         least=0,
@@ -252,8 +252,8 @@ def schema() -> dict[str, Any]:
 
 
 def value_of(text: str) -> Any:
-    """A value as typed: a number, true, false, none, JSON, or else the text."""
-    words = {"true": True, "false": False, "none": None, "null": None}
+    """A value as typed: a number, true, false, null, JSON, or else the text; none is a word of some options."""
+    words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
     try:

@@ -45,9 +45,14 @@ def choose(engine: str, output_dir: str | os.PathLike[str]) -> tuple[str, str]:
         try:
             import_module("unsloth")
         except Exception as error:  # it raises many kinds, ImportError and NotImplementedError among them
-            reason = f"Unsloth cannot be used here: {type(error).__name__}: {str(error).splitlines()[0]}"
-            if engine == "unsloth":
-                raise UsageError(reason, "`trainglue doctor` says what to repair; or take engine trl.") from error
+            first = next(iter(str(error).splitlines()), "")
+            reason = f"Unsloth cannot be used here: {type(error).__name__}: {first}"
+            if patched := any(name in sys.modules for name in ("unsloth", *PATCHED)):
+                _used = "unsloth"  # perhaps patched halfway, so no run of TRL comes after it
+            if patched or engine == "unsloth":
+                raise UsageError(
+                    reason, "`trainglue doctor` says what to repair; or start another process with --engine trl."
+                ) from error
             chosen, why = "trl", reason
     _used = chosen
     return chosen, f"engine {chosen}: {why}"

@@ -8,7 +8,15 @@ from datakit.terminal import plural
 
 
 def advice(
-    lengths: Mapping[int, int], *, batch: int, accumulation: int, lora: bool, checkpointing: bool, offloading: bool
+    lengths: Mapping[int, int],
+    *,
+    batch: int,
+    accumulation: int,
+    lora: bool,
+    checkpointing: bool,
+    offloading: bool,
+    can_offload: bool = True,
+    quantized: bool = False,
 ) -> str:
     """What to change, the cheapest first, a line each.
 
@@ -19,13 +27,19 @@ def advice(
         lora: adapters are trained.
         checkpointing: activations are computed twice instead of kept.
         offloading: activations are kept in the memory of the host.
+        can_offload: the trainer can keep them there.
+        quantized: the frozen weights are stored in 4 or 8 bits already.
     """
     lines = [_batch(lengths, batch, accumulation)] if batch > 1 else []
     lines += [_length(lengths)] if lengths else []
     lines += [] if checkpointing else ["gradient_checkpointing = true: keeps no activations, about 20 % slower"]
-    lines += [] if offloading else ["activation_offloading = true: keeps activations in the memory of the host"]
+    lines += (
+        []
+        if offloading or not can_offload
+        else ["activation_offloading = true: keeps activations in the memory of the host"]
+    )
     lines += ["lora = 16: trains adapters, so that optimizer states need almost nothing"] if not lora else []
-    lines += ["precision = 'qlora': 4 bits for each frozen weight"] if lora else []
+    lines += ["precision = 'qlora': 4 bits for each frozen weight"] if lora and not quantized else []
     return "\n".join(lines)
 
 

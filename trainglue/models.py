@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import TemplateError
+
 from datakit.errors import DatakitError, UsageError
 from datakit.terminal import plural
 from datakit.tokens.load import Tokenizer, added_of, definition_of, vocabulary_of
@@ -108,17 +110,26 @@ def load_tokenizer(found: Tokenizer, template: str | None) -> tuple[Any, list[st
     return tokenizer, notes
 
 
-def end_of_turn(row: Mapping[str, Any], tokenizer: Any) -> int | None:
-    """The control token that ends the answer of a row, if one does."""
-    for name in ("chosen_ids", "completion_ids", "labels"):
-        if name in row:
-            special = {*tokenizer.all_special_ids}
-            return next((int(id) for id in reversed(row[name][-3:]) if id in special), None)
-    return None
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The first control token that the chat template puts behind an answer, if it renders one and puts one there."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "It is 2two2."
+    messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": answer}]
+    try:
+        _, shown, behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)
+    except TemplateError:  # it wants other turns
+        return None
+    if not shown:
+        return None
+    control = {str(token): id for id, token in tokenizer.added_tokens_decoder.items()}
+    control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    found = [(behind.index(token), -len(token), id) for token, id in control.items() if token in behind]
+    return min(found)[2] if found else None
 
 
 def stop_at(model: Any, end: int | None, tokenizer: Any) -> list[str]:
-    """Let generation stop where the data ends a turn; a sentence where that was news to the model."""
+    """Let generation stop where the template ends a turn; a sentence where that was news to the model."""
     config = getattr(model, "generation_config", None)
     if config is None or end is None:
         return []
@@ -127,7 +138,7 @@ def stop_at(model: Any, end: int | None, tokenizer: Any) -> list[str]:
     if end in ids:
         return []
     config.eos_token_id = [*ids, end]
-    return [f"generation stops at {tokenizer.convert_ids_to_tokens(end)} too, which ends a turn in the data"]
+    return [f"generation stops at {tokenizer.convert_ids_to_tokens(end)} too, which ends a turn"]
 
 
 # ---------------------------------------------------------------- model
@@ -206,18 +217,12 @@ def _load_plain(
         if device == "cuda":
             given["device_map"] = {"": int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))}
     try:
-        model = getattr(transformers, class_name).from_pretrained(name, **given)
+        return getattr(transformers, class_name).from_pretrained(name, **given)
     except (OSError, ValueError, ImportError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise UsageError(
             f"{name} cannot be loaded: {first}", "Give a folder with config.json, or a name on the Hub."
         ) from error
-    if precision == "qlora":
-        import peft
-
-        prepare: Any = peft.prepare_model_for_kbit_training
-        model = prepare(model, use_gradient_checkpointing=False)
-    return model
 
 
 def _dtype(precision: Any, lora: bool, dtype: str | None) -> Any:
@@ -297,17 +302,18 @@ def _load_unsloth(
         "dtype": _dtype(precision, bool(lora), dtype),
         "load_in_4bit": False,
         "full_finetuning": not lora,
+        "use_exact_model_name": True,  # else a name of the Hub becomes that of another repository
         **precisions.unsloth(precision, lora=bool(lora)),
         **options,
     }
     try:
         model, _ = FastLanguageModel.from_pretrained(**given)
         if lora:
-            fields = lora_fields(lora if isinstance(lora, int | Mapping) else lora.to_dict())
-            if fields["target_modules"] == "all-linear":
-                fields["target_modules"] = _linear_names(model)
+            wanted = lora_fields(lora if isinstance(lora, int | Mapping) else _fields_of(lora))
+            if wanted["target_modules"] == "all-linear":
+                wanted["target_modules"] = _linear_names(model)
             model = FastLanguageModel.get_peft_model(
-                model, **fields, use_gradient_checkpointing="unsloth", random_state=seed
+                model, **wanted, use_gradient_checkpointing="unsloth", random_state=seed
             )
     except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), "")
@@ -315,6 +321,18 @@ def _load_unsloth(
             f"Unsloth cannot load {name}: {first}", "--engine trl may; `trainglue doctor` says more."
         ) from error
     return Loaded(model)
+
+
+def _fields_of(config: Any) -> dict[str, Any]:
+    """What a `LoraConfig` says: the fields that have a default here, and those that differ from peft's defaults."""
+    stock = type(config)()
+    made = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name in LORA or getattr(config, field.name) != getattr(stock, field.name)
+    }
+    made.pop("task_type", None)  # Unsloth sets it
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in made.items()}
 
 
 def _linear_names(model: Any) -> list[str]:

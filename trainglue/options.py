@@ -49,9 +49,15 @@ RENAMED: Final[Mapping[str, Renamed]] = {
     "per_gpu_eval_batch_size": Renamed("per_device_eval_batch_size", "transformers 3"),
     "push_to_hub_token": Renamed("hub_token", "transformers 4.34"),
     "push_to_hub_model_id": Renamed("hub_model_id", "transformers 4.34"),
+    "gradient_checkpointing": Renamed("activation_checkpointing", "transformers 5.23"),
+    "gradient_checkpointing_kwargs": Renamed("activation_checkpointing_kwargs", "transformers 5.23"),
     "loss_calculater": Renamed("loss_type", "TRL 1.0"),
 }
 """Old name of an option to the new one; taken either way, as the installed version needs it."""
+
+_LOADING: Final = (
+    "an argument of the loading: --model-init-kwargs '{{\"{0}\": {1}}}', or the dict model_init_kwargs in Python"
+)
 
 DECIDED: Final[Mapping[str, str]] = {
     "max_seq_length": "it is max_length, an argument of trainglue",
@@ -75,6 +81,8 @@ DECIDED: Final[Mapping[str, str]] = {
     "fp16": "give precision fp16",
     "peft_config": "give lora: a rank, fields of LoraConfig, or such a config",
     "quantization_config": "give precision qlora",
+    "trust_remote_code": _LOADING.format("trust_remote_code", "true"),
+    "is_encoder_decoder": "read from the model",
     "reward_funcs": "give reward, a function or several: --reward NAME",
 }
 """Options that trainglue decides, since the rows are tokenised and fitted already, to what to write instead."""
@@ -82,6 +90,10 @@ DECIDED: Final[Mapping[str, str]] = {
 REMOVED: Final[Mapping[str, str]] = {
     "dataset_batch_size": "removed in TRL 0.18",
     "max_prompt_length": "removed in TRL 0.26-1.0; rows are fitted when they are formatted: format.truncation",
+    "max_completion_length": "rows are fitted when they are formatted: format.truncation; an option of grpo",
+    "padding_value": "removed in TRL 0.26-0.29; the pad token pads, and the rule of `datakit` chooses it",
+    "tools": "removed in TRL 0.26-0.29; tools are a column of the rows, and rendered when these are formatted",
+    "generate_during_eval": "removed in TRL 0.26-0.29 except for orpo and cpo; generate from a checkpoint",
     "chars_per_token": "removed in TRL 0.18",
     "num_of_sequences": "removed in TRL 0.18",
     "use_liger": "removed in TRL 0.18; use_liger_kernel",
@@ -105,6 +117,10 @@ REMOVED: Final[Mapping[str, str]] = {
     "load_in_4bit": "give precision qlora",
     "load_in_8bit": "give precision qlora",
     "torch_dtype": "give dtype",
+    "attn_implementation": _LOADING.format("attn_implementation", '"sdpa"'),
+    "device_map": _LOADING.format("device_map", '"auto"'),
+    "low_cpu_mem_usage": _LOADING.format("low_cpu_mem_usage", "true"),
+    "use_cache": _LOADING.format("use_cache", "false"),
     "lora_r": "give lora, a rank",
     "lora_alpha": "a field of lora: lora = {r = 16, lora_alpha = 32}",
     "lora_dropout": "a field of lora: lora = {r = 16, lora_dropout = 0.05}",
@@ -115,6 +131,9 @@ REMOVED: Final[Mapping[str, str]] = {
     "bnb_4bit_quant_type": "nf4 with double quantisation, always: precision qlora",
 }
 """Names that the newest TRL does not know, to where they went."""
+
+UNREAD: Final = ("max_prompt_length", "max_completion_length")
+"""Options of ORPO and CPO that cut while they tokenise, which they do not do here."""
 
 LEARNING_RATES: Final[Mapping[str, float]] = {
     "sft": 2e-5,
@@ -148,7 +167,7 @@ WORDS: Final[Mapping[Any, str]] = {
     str: "text",
     list: "a list",
     dict: "a table",
-    NoneType: "none",
+    NoneType: "null",
 }
 """Types of fields, for a person."""
 
@@ -213,7 +232,12 @@ def settings(
         UsageError: as `checked`.
     """
     taken, notes = checked(config_class, method, given)
-    return _stock_defaults(config_class) | translated(config_class, defaults) | taken, notes
+    ours = translated(config_class, defaults)
+    for old, renamed in RENAMED.items():  # where a version has both names, the one that is given counts
+        for one, other in ((old, renamed.new), (renamed.new, old)):
+            if one in taken:
+                ours.pop(other, None)
+    return _stock_defaults(config_class) | ours | taken, notes
 
 
 def checked(config_class: type[Any], method: Method, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -228,12 +252,17 @@ def checked(config_class: type[Any], method: Method, given: Mapping[str, Any]) -
     notes: list[str] = []
     for name, value in given.items():
         found, changed = _current(name, value, names)
-        if found not in names or name in DECIDED:
+        if found not in names or name in refused(method):
             raise _unknown(name, method, names)
         made[found] = _typed(name, changed, types[found], LEAST.get(found))
         if found != name:
             notes.append(f"{name} is taken as {found} = {made[found]!r}")
     return made, notes
+
+
+def refused(method: Method) -> set[str]:
+    """Options that would do nothing or harm where a trainer has them; `where_it_went` says what to write instead."""
+    return {*DECIDED, *(UNREAD if method.hook == "pair_rows" else ())}
 
 
 def _typed(name: str, value: Any, annotation: Any, least: int | None) -> Any:
@@ -323,7 +352,7 @@ def _current(name: str, value: Any, names: set[str]) -> tuple[str, Any]:
 
 def _unknown(name: str, method: Method, names: set[str]) -> UsageError:
     where = where_it_went(name)
-    near = get_close_matches(name, [*sorted(names), *RENAMED], 3, 0.6)
+    near = get_close_matches(name, sorted({*names, *RENAMED} - refused(method)), 3, 0.6)
     hint = where or (f"Did you mean {' or '.join(near)}?" if near else f"`trainglue api {method.name}` lists them all.")
     return UsageError(f"{method.name} has no option {name}", hint)
 

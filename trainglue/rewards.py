@@ -34,6 +34,9 @@ MARKS: Final = (
 )
 """How a text marks its final answer, in this order."""
 
+GROUPED: Final = re.compile(r"\s*[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\s*")
+"""A number with commas between thousands; any other comma is no part of a number."""
+
 LONG: Final = 512
 
 
@@ -195,8 +198,9 @@ def _callable(reward: Any, name: str) -> Reward:
 
 
 def _number(text: str) -> Decimal | None:
+    said = text.strip().rstrip(".").strip().strip("$€£%").replace("_", " ")
     try:
-        number = Decimal(text.strip().rstrip(".").strip().strip("$€£%").replace(",", "").replace("_", " "))
+        number = Decimal(said.replace(",", "") if GROUPED.fullmatch(said) else said)
     except InvalidOperation:
         return None
     return number if number.is_finite() else None

@@ -38,6 +38,14 @@ PACKAGES: Final = (
 )
 
 
+STATE: Final = "trainer_state.json"
+"""What transformers writes last into a checkpoint."""
+
+OF_PEFT: Final = frozenset(
+    ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
+)
+"""Fields of a LoraConfig that say nothing about training."""
+
 MADE: Final = (
     "checkpoint-*",
     "run.json",
@@ -79,12 +87,14 @@ class Run:
         folder: of checkpoints and record.
         resume: whether to go on from a checkpoint.
         overwrite: whether an earlier run may be replaced.
+        last: the file that a checkpoint gets last; one without it is incomplete.
     """
 
     method: Method
     folder: Path
     resume: bool
     overwrite: bool
+    last: str = STATE
 
     def say(self, *lines: str) -> None:
         """Tell a person, once for all processes."""
@@ -99,9 +109,12 @@ class Run:
         """
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite exclude each other", "Go on, or begin again.")
-        checkpoints = any(self.folder.glob("checkpoint-*"))
+        checkpoints = self._checkpoints()
         if self.resume:
-            if not checkpoints:
+            found = self.checkpoint()
+            after = checkpoints[checkpoints.index(found) + 1 :] if found else checkpoints
+            self.say(*(f"{path.name} is incomplete: it has no readable {self.last}" for path in after))
+            if found is None:
                 raise UsageError(f"{self.folder} has no checkpoint to go on from", "Leave out --resume to begin.")
             return
         if not is_main() or not self.folder.exists():
@@ -152,9 +165,15 @@ class Run:
         if any(before[name] != now[name] for name in ("trained_on", "evaluated_on")):
             told = "{trained_on} rows trained on and {evaluated_on} held out".format
             raise UsageError(f"{self.folder} had {told(**before)}, now {told(**now)}", again)
-        for name in ("method", "adapters", "rows_per_update"):  # on however many processes
+        for name in ("method", "rows_per_update"):  # on however many processes
             if earlier.get(name, known[name]) != known[name]:
                 raise UsageError(f"{self.folder} was begun with {name} {earlier[name]}, now {known[name]}", again)
+        if different := _adapters_differ(earlier["adapters"], known["adapters"]):
+            raise UsageError(f"{self.folder} was begun {different}", again)
+        for name in ("reward", "early_stopping"):
+            told, meant = earlier.get("told", {}).get(name), known["told"][name]
+            if None not in (told, meant) and told != meant:
+                raise UsageError(f"{self.folder} was begun with {name} {told}, now {meant}", again)
         old, new = earlier["config"], json.loads(json.dumps(known["config"], default=str))
         for name in SETTLED:
             if old.get(name, new.get(name)) != new.get(name):
@@ -171,10 +190,14 @@ class Run:
             )
 
     def checkpoint(self) -> Path | None:
-        """The last checkpoint, where the run is to go on."""
-        if not self.resume:
-            return None
-        return max(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        """The last complete checkpoint, where the run is to go on."""
+        complete = (path for path in reversed(self._checkpoints()) if _is_json(path / self.last))
+        return next(complete, None) if self.resume else None
+
+    def _checkpoints(self) -> list[Path]:
+        """From the first step to the last."""
+        steps = {path: path.name.rpartition("-")[2] for path in self.folder.glob("checkpoint-*")}
+        return sorted((path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]))
 
     def keep_manifest(self, rows: Rows) -> None:
         """Write the manifest of the data into the folder; of a stream, its recipe in full."""
@@ -190,11 +213,41 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _adapters_differ(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """How adapters differ, in words; empty where they do not."""
+    if before is None or now is None:
+        return "" if before == now else "with adapters, now without" if now is None else "without adapters, now with"
+    names = [name for name in now if before.get(name, now[name]) != now[name]]
+    return f"with lora {names[0]} {before[names[0]]}, now {now[names[0]]}" if names else ""
+
+
+def recorded(value: Any) -> Any:
+    """A value as JSON: paths as text, sets sorted, functions and objects by their dotted names."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(name): recorded(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [recorded(inner) for inner in value]
+        return sorted(parts, key=str) if isinstance(value, set | frozenset) else parts
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def facts(made: Any, method: Method, path: str, rows: Rows, evaluation: Rows | None) -> dict[str, Any]:
     """What a run is made of.
 
-    `rows_repeated_per_epoch` and `rows_left_out_per_epoch` say what becomes of a last step that is not full: with
-    several processes it is filled with rows of the beginning, with `dataloader_drop_last` it is left out.
+    `rows_repeated_per_epoch` and `rows_left_out_per_epoch` say what becomes of a last step that is not full.
 
     Args:
         made: the trainer.
@@ -205,8 +258,7 @@ def facts(made: Any, method: Method, path: str, rows: Rows, evaluation: Rows | N
     """
     args, manifest = made.args, rows.shards.manifest
     per_step = args.per_device_train_batch_size * args.world_size
-    rest = len(rows) % per_step
-    several = args.world_size > 1 and not args.dataloader_drop_last and rows.stream is None
+    repeated, left_out = _unfilled(args, method, rows)
     return {
         "method": method.name,
         "command": sys.argv,
@@ -223,13 +275,45 @@ def facts(made: Any, method: Method, path: str, rows: Rows, evaluation: Rows | N
             "evaluated_on": len(evaluation) if evaluation else 0,
             "tokens": sum(length * count for length, count in rows.lengths.items()),
         },
-        "adapters": hasattr(made.model, "peft_config"),
+        "adapters": _adapters(made.model),
         "processes": args.world_size,
         "rows_per_update": per_step * args.gradient_accumulation_steps,
-        "rows_repeated_per_epoch": per_step - rest if rest and several else 0,
-        "rows_left_out_per_epoch": rest if args.dataloader_drop_last else 0,
+        "rows_repeated_per_epoch": repeated,
+        "rows_left_out_per_epoch": left_out,
         "config": args.to_dict(),
     }
+
+
+def _adapters(model: Any) -> dict[str, Any] | None:
+    """The LoraConfig of a model; None where all weights are trained."""
+    if not hasattr(model, "peft_config"):
+        return None
+    fields = model.peft_config["default"].to_dict()
+    return {name: recorded(value) for name, value in fields.items() if name not in OF_PEFT}
+
+
+def prompts_at_once(args: Any) -> int:
+    """The prompts that GRPO answers at a time."""
+    return int(args.generation_batch_size // args.num_generations)
+
+
+def _unfilled(args: Any, method: Method, rows: Rows) -> tuple[int, int]:
+    """Rows that come twice, or not at all, where they do not fill the last step.
+
+    A stream begins again in the last step of the run. GRPO leaves out prompts that do not fill a batch, as
+    `dataloader_drop_last` does; several processes fill it with rows of the beginning.
+    """
+    per_step = args.per_device_train_batch_size * args.world_size
+    if rows.stream is not None:
+        per_update = per_step * args.gradient_accumulation_steps
+        beyond = args.max_steps * per_update - int(len(rows) * args.num_train_epochs)
+        return beyond if 0 <= beyond < per_update else 0, 0  # else the steps were asked for
+    if method.name == "grpo":
+        return 0, len(rows) % prompts_at_once(args)
+    rest = len(rows) % per_step
+    if args.dataloader_drop_last:
+        return 0, rest
+    return per_step - rest if rest and args.world_size > 1 else 0, 0
 
 
 def versions() -> dict[str, str]:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 STATE: Final = "stream.json"
 """The file of a checkpoint that says where a stream stood."""
 
+NO_STREAM: Final = {
+    "prm": "takes no stream",
+    "grpo": "shuffles and repeats prompts itself, so the order of a stream and its place would not hold",
+}
+"""Methods whose rows cannot be streamed, and why."""
+
 Recipe = str | os.PathLike[str]
 
 
@@ -58,30 +64,15 @@ def written(recipe: Recipe) -> Path:
 # ---------------------------------------------------------------- streamed
 
 
-@dataclass(slots=True)
-class Mixture:
-    """A recipe whose rows are streamed.
-
-    Attributes:
-        recipe: the file.
-        sources: its shard folders, all of them ready for the method.
-        mapped: whether the trainer maps the rows, as ORPO's and CPO's do.
-    """
-
-    recipe: str
-    sources: list[Shards]
-    mapped: bool = False
-
-
-def opened(recipe: Recipe, method: Method) -> Mixture:
+def opened(recipe: Recipe, method: Method) -> list[Shards]:
     """The sources of a recipe, if a trainer can stream them.
 
     Raises:
         UsageError: a source is not formatted, or the method takes no stream.
     """
-    if method.hook == "step_rows":
+    if method.name in NO_STREAM:
         raise UsageError(
-            f"the {method.trainer}Trainer of TRL takes no stream", "Leave out streaming: the mix is written."
+            f"the {method.trainer}Trainer of TRL {NO_STREAM[method.name]}", "Leave out streaming: the mix is written."
         )
     entries = recipes.read(recipe).sources
     found = [data.open_shards(entry.path, method, entry.split) for entry in entries]
@@ -92,23 +83,27 @@ def opened(recipe: Recipe, method: Method) -> Mixture:
                 f"datakit format {shards.path} -o NEW --tokenizer MODEL --for {method.format_for}; "
                 "or leave out streaming: the mix is written and formatted once.",
             )
-    return Mixture(os.fspath(recipe), found, method.hook == "pair_rows")
+    return found
 
 
-def rows(mixture: Mixture, config: Any, checkpoint: Path | None) -> tuple[Rows, Position]:
+def rows(
+    recipe: Recipe, method: Method, config: Any, checkpoint: Path | None, limit: int | None
+) -> tuple[Rows, Position]:
     """The rows of a stream from where a checkpoint left it; the config is told how many steps they make.
 
     Args:
-        mixture: opened.
+        recipe: the file.
+        method: whose trainer takes the rows.
         config: of the trainer; gets `max_steps` where it has none, and skips nothing by reading it.
         checkpoint: to go on from.
+        limit: tokens that a row may have.
 
     Raises:
-        UsageError: the checkpoint is of another plan.
+        UsageError: the checkpoint is of another plan, or a row is longer.
     """
     import datasets
 
-    stream = datakit.stream(mixture.recipe)
+    stream = datakit.stream(recipe)
     passes = 0
     if checkpoint is not None:
         state = json.loads((checkpoint / STATE).read_text("utf-8"))
@@ -120,12 +115,14 @@ def rows(mixture: Mixture, config: Any, checkpoint: Path | None) -> tuple[Rows, 
     config.ignore_data_skip = True
     config.accelerator_config.dispatch_batches = False
     made = datasets.IterableDataset.from_generator(_given, gen_kwargs={"stream": stream, "start": stream.position})
-    if mixture.mapped:
+    if method.hook == "pair_rows":
         _let_map(made)
     lengths: Counter[int] = Counter()
-    for shards in mixture.sources:
-        lengths += data.lengths_of(shards)
-    return Rows(made, mixture.sources[0], None, lengths, stream), Position(stream, passes, per_update)
+    for source in stream.sources:
+        own = data.lengths_of(source.shards, source.kept)
+        data.check_length(Rows(made, source.shards, source.kept, own, stream), limit)
+        lengths += own
+    return Rows(made, stream.sources[0].shards, None, lengths, stream), Position(stream, passes, per_update)
 
 
 def _let_map(stream: Any) -> None:

@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,13 +28,28 @@ from trainglue.data import Rows
 from trainglue.methods import Method, method_named, resolve
 from trainglue.models import Loaded
 from trainglue.runs import Run
-from trainglue.streams import Mixture, Position
+from trainglue.streams import Position
 
 OWN: Final = {"self", "model", "args", "train_dataset", "eval_dataset", *options.DECIDED}
 """Arguments of trainers that trainglue gives itself."""
 
 REPORTERS: Final = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow"}
 """Words of `report_to`, and the packages that they need."""
+
+ALONE: Final = {
+    "split": "The recipe names the split of each source.",
+    "eval_split": "Give eval_data, a shard folder.",
+    "format": "The sources of a stream are formatted already: give it to `datakit format`.",
+}
+"""What does nothing for a stream, and what to do instead."""
+
+SCORED: Final = {"prompt", "completion", "completion_ids"}
+"""Columns that TRL does not pass to a reward function."""
+
+PASSED: Final = frozenset(
+    ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+)
+"""What TRL passes to a reward function beside the columns."""
 
 Folder = str | os.PathLike[str]
 Reward = str | Callable[..., Any]
@@ -76,8 +91,9 @@ def trainer(
         output_dir: the run folder: checkpoints, run.json, the manifest of the data.
         split: of `data`; by default train, or the only one.
         eval_data: another shard folder to evaluate on.
-        eval_split: a split of `data` to evaluate on.
-        eval_share: of the rows, held out by content; by default 0.1 where neither of the two is given, 0 for GRPO.
+        eval_split: a split to evaluate on, of `eval_data` if that is given, else of `data`.
+        eval_share: of the rows, held out by content; by default 0.1 where neither of the two is given; 0 for GRPO,
+            packed rows, streams and an `eval_strategy` of no.
         tokenizer: a folder or name, if not that of the model.
         chat_template: a Jinja file instead of the tokenizer's own template; it is saved with the model.
         max_length: tokens that a row may have. Canonical shards are formatted to it, others must keep to it.
@@ -102,26 +118,13 @@ def trainer(
         CannotJudge: the shards are not what their manifest says.
         DataFailed: canonical rows cannot be formatted.
     """
+    told = {name: value for name, value in locals().items() if name != "settings"}  # before there are other names
     kind = method_named(method)
-    _check_words(
-        kind,
-        {
-            "eval_share": eval_share,
-            "max_length": max_length,
-            "format": format,
-            "fp8": fp8,
-            "lora": lora,
-            "ref_model": ref_model,
-            "reward": reward,
-            "early_stopping": early_stopping,
-        },
-        settings,
-    )
-    run, mixture = Run(kind, Path(output_dir), resume, overwrite), _mixture(data, kind, streaming)
-    folder = streams.written(data) if mixture is None and streams.is_recipe(data) else data
-    trained = mixture.sources if mixture else [_training_shards(folder, kind, split)]
+    _check_words(kind, told, settings)
+    run = Run(kind, Path(output_dir), resume, overwrite, streams.STATE if streaming else runs.STATE)
+    folder, trained = _opened(data, kind, split, streaming)
     held = _evaluation_shards(kind, folder, eval_data, eval_split)
-    share = _share(eval_share, kind, trained[0], held, mixture, settings.get("eval_strategy") != "no")
+    share = _share(eval_share, kind, trained[0], held, streaming, settings)
     vocabulary, differences = _tokenizer(tokenizer, model, ref_model)
     template = models.template_text(chat_template, vocabulary.chat_template)
     for own in (*trained, *([held] if held else [])):
@@ -132,13 +135,15 @@ def trainer(
     chosen, why = engines.choose(engine, run.folder)
     run.say(why, *differences)
     models.check_lora(lora)
+    _check_prompt_length(kind, chosen, max_length)
+    scoring = _rewards(reward) if kind.name == "grpo" else []
     trainer_class, config_class = resolve(method)
     of_trainer, of_config = _divided(trainer_class, config_class, settings)
     model_options = of_config.pop("model_init_kwargs", None) or {}
     device = models.device_type(bool(of_config.get("use_cpu")))
     asked = _precision(precision, fp8, device)
-    defaults = options.presets(method, lora=bool(lora), evaluates=bool(share) or held is not None)
-    defaults |= _decided(run, trained[0], asked, device, mixture) | _stopping(early_stopping, of_config)
+    defaults = default_options(method, data, bool(lora), bool(share or held), early_stopping, of_config)
+    defaults |= _decided(run, trained[0], asked, device)
     arguments, notes = options.settings(config_class, kind, of_config, defaults)
     run.say(*notes)
     _check_services(arguments)
@@ -147,16 +152,15 @@ def trainer(
     def rows_of(own: Shards) -> Rows:
         return _rows(own, kind, vocabulary, chat_template, {"max_length": max_length, **(format or {})})
 
-    if mixture:
-        rows, position = streams.rows(mixture, config, run.checkpoint())
+    if streaming:
+        rows, position = streams.rows(data, kind, config, run.checkpoint(), max_length)
     else:
         rows, position = rows_of(trained[0]), None
     rows, evaluation = _held_out(rows, share, run) if share else (rows, rows_of(held) if held else None)
     sources.check_rows(rows)
+    _check_columns(scoring, rows, evaluation)
     _settle_evaluation(config, evaluation, early_stopping)
-    longest = max([*rows.lengths, *(evaluation.lengths if evaluation else ())], default=max_length or 2048)
-    if kind.hook == "pair_rows":
-        config.max_length = longest  # ORPO and CPO want a number; no row is longer
+    longest = _settle_length(config, kind, [*rows.lengths, *(evaluation.lengths if evaluation else ())], max_length)
 
     processing, notes = models.load_tokenizer(vocabulary, template)
     loaded = models.load(
@@ -174,15 +178,14 @@ def trainer(
         ref_model=ref_model,
     )
     models.check_vocabulary(loaded, vocabulary)
-    stop = models.stop_at(loaded.model, models.end_of_turn(rows.first, processing), processing)
+    stop = models.stop_at(loaded.model, models.end_of_turn(processing), processing)
     run.say(*notes, *loaded.notes, *stop)
     weights = _weights(loaded, ref_model)
     conversion = _converted(loaded.model, asked, config)
     run.say(f"precision {conversion.describe()}, on {device}")
 
-    parts = {"peft_config": loaded.peft_config, "ref_model": loaded.reference}
+    parts = {"peft_config": loaded.peft_config, "ref_model": loaded.reference, "reward_funcs": scoring or None}
     of_trainer |= {name: part for name, part in parts.items() if part is not None}
-    of_trainer |= {"reward_funcs": _rewards(reward)} if kind.name == "grpo" else {}
     meant = {name: value for name, value in config.to_dict().items() if name in {*defaults, *of_config}}
     made = _built(
         hooks.adapted(trainer_class, kind.hook),
@@ -205,57 +208,116 @@ def trainer(
         lora=bool(lora),
         checkpointing=config.gradient_checkpointing,
         offloading=getattr(config, "activation_offloading", False),
+        can_offload=hasattr(config, "activation_offloading"),
+        quantized=asked in ("qlora", "fp8_weights"),
     )
     known = runs.facts(made, kind, os.fspath(data), rows, evaluation)
     known |= {"engine": chosen, "precision": str(asked), "weights": weights}
+    known |= {"told": runs.recorded({**told, "reward": scoring or None})}
     _attach(made, run, known, early_stopping, conversion, position)
     run.keep_manifest(rows)
     return made
 
 
-def _check_words(method: Method, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _check_words(method: Method, told: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse what run.toml refuses, and words that would do nothing.
 
     Raises:
         UsageError: with what to write instead.
     """
-    plain = {name: value for name, value in given.items() if isinstance(value, str | int | float | Mapping)}
+    for data in (told["data"], told["eval_data"]):
+        if data is not None:
+            sources.check_path(data)
+    plain = {name: value for name, value in told.items() if isinstance(value, str | int | float | Mapping)}
     words.check_values(plain, "trainer()")
-    words.check_method(method.name, [name for name, value in given.items() if value is not None], "trainer()")
+    words.check_method(method.name, [name for name, value in told.items() if value is not None], "trainer()")
     if settings.get("max_steps") == 0:
         raise UsageError("max_steps 0", "A number of updates; -1 goes by num_train_epochs.")
+    if not told["streaming"]:
+        return
+    if not streams.is_recipe(told["data"]):
+        raise UsageError(
+            f"streaming and {told['data']}", "The recipe of a mix is streamed; a folder is memory-mapped anyway."
+        )
+    for name, instead in ALONE.items():
+        if told[name] is not None and (name != "eval_split" or told["eval_data"] is None):
+            raise UsageError(f"{name} and streaming exclude each other", instead)
+
+
+# ---------------------------------------------------------------- what a run has by default
+
+
+def default_share(method: str, form: str, streaming: bool, held: bool, settings: Mapping[str, Any]) -> float:
+    """The share of rows that is held out where nothing is said of it.
+
+    Args:
+        method: none is held out for GRPO.
+        form: of the rows; packed ones have no ids to divide them by.
+        streaming: a stream is not divided.
+        held: there are other rows to evaluate on.
+        settings: of the config; without evaluation nothing is held out.
+    """
+    never = "no" in (settings.get("eval_strategy"), settings.get("evaluation_strategy"))
+    return 0.0 if method == "grpo" or form == "packed" or streaming or held or never else options.HOLD_OUT
+
+
+def default_options(
+    method: str, data: Folder, lora: bool, evaluates: bool, early_stopping: int | None, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of the config where nothing is said of them: the presets, and what follows from the run.
+
+    Args:
+        method: as in `METHODS`.
+        data: a recipe says how often its rows come, so it is trained on once.
+        lora: adapters are trained.
+        evaluates: there are rows to evaluate on.
+        early_stopping: needs a checkpoint for every evaluation, and the best of them at the end.
+        settings: of the config, as given.
+    """
+    made = options.presets(method, lora=lora, evaluates=evaluates)
+    if streams.is_recipe(data):
+        made["num_train_epochs"] = 1
+    if early_stopping is not None and evaluates:
+        made |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+        made["restore_callback_states_from_checkpoint"] = True  # the evaluations that were not better so far
+        made |= {"save_steps": settings["eval_steps"]} if "eval_steps" in settings else {}
+    return made
 
 
 # ---------------------------------------------------------------- data
 
 
-def _mixture(data: Folder, method: Method, streaming: bool) -> Mixture | None:
-    sources.check_path(data)
-    if streaming and not streams.is_recipe(data):
-        raise UsageError(
-            f"streaming and {os.fspath(data)}", "The recipe of a mix is streamed; a folder is memory-mapped anyway."
-        )
-    return streams.opened(data, method) if streaming else None
-
-
-def _training_shards(folder: Folder, method: Method, split: str | None) -> Shards:
-    return sources.open_shards(folder, method, sources.training_split(folder, split))
+def _opened(data: Folder, method: Method, split: str | None, streaming: bool) -> tuple[Folder, list[Shards]]:
+    """The folder of the rows, which a written recipe gets, and the shards to train on; of a stream, its sources."""
+    if streaming:
+        return data, streams.opened(data, method)
+    folder = streams.written(data) if streams.is_recipe(data) else data
+    return folder, [sources.open_shards(folder, method, sources.training_split(folder, split))]
 
 
 def _evaluation_shards(method: Method, data: Folder, eval_data: Folder | None, eval_split: str | None) -> Shards | None:
-    if eval_data is not None:
-        return sources.open_shards(eval_data, method, eval_split)
-    return sources.open_shards(data, method, eval_split) if eval_split is not None else None
+    if eval_data is None and eval_split is None:
+        return None
+    shards = sources.open_shards(data if eval_data is None else eval_data, method, eval_split)
+    splits = shards.manifest["splits"]
+    if eval_split is None and len(splits) > 1:
+        raise UsageError(
+            f"{eval_data} has the splits {', '.join(splits)}", "Name the one to evaluate on: --eval-split NAME."
+        )
+    return shards
 
 
 def _share(
-    given: float | None, method: Method, shards: Shards, held: Shards | None, mixture: Mixture | None, wanted: bool
+    given: float | None,
+    method: Method,
+    shards: Shards,
+    held: Shards | None,
+    streaming: bool,
+    settings: Mapping[str, Any],
 ) -> float:
-    """The share of rows to hold out; without a word none of packed rows, which have no ids, and of streams."""
     if given is None:
-        possible = wanted and shards.manifest["form"] != "packed" and mixture is None
-        return options.HOLD_OUT if held is None and possible and method.name != "grpo" else 0.0
-    if given and mixture is not None:
+        return default_share(method.name, shards.manifest["form"], streaming, held is not None, settings)
+    if given and streaming:
         raise UsageError("eval_share and a stream exclude each other", "Give eval_data, or leave out streaming.")
     if given and held is not None:
         raise UsageError("eval_share and other rows to evaluate on exclude each other", "Leave out one of them.")
@@ -306,8 +368,13 @@ def _account(made: Any, rows: Rows, evaluation: Rows | None, method: Method) -> 
 
     Raises:
         InternalError: with the places of those that are not.
-        UsageError: they are packed, and the trainer would take those of a sequence for one row.
+        UsageError: they are packed, and the trainer would take those of a sequence for one row; or too few for GRPO.
     """
+    if method.name == "grpo" and len(rows) < (at_once := runs.prompts_at_once(made.args)):
+        raise UsageError(
+            f"GRPO takes {at_once} prompts at a time and leaves out what does not fill them; there are {len(rows)}",
+            "Lower per_device_train_batch_size or gradient_accumulation_steps, or raise num_generations.",
+        )
     if rows.shards.manifest["form"] == "packed" and not made.padding_free:
         raise UsageError(
             f"{type(made).__name__} turned padding_free off, so packed rows would attend to each other",
@@ -348,14 +415,12 @@ def _precision(precision: Any, fp8: Mapping[str, Any] | None, device: str) -> An
     return precisions.settle(precision, models.default_precision(device))
 
 
-def _decided(run: Run, shards: Shards, precision: Any, device: str, mixture: Mixture | None) -> dict[str, Any]:
+def _decided(run: Run, shards: Shards, precision: Any, device: str) -> dict[str, Any]:
     """What follows from the machine, and from rows that are tokenised and fitted already."""
     from trainglue import precision as precisions
 
     made: dict[str, Any] = {"output_dir": str(run.folder), "dataloader_pin_memory": device == "cuda"}
     made |= precisions.arguments(precision, device)
-    if mixture is not None:
-        made["num_train_epochs"] = 1  # a recipe says how often its rows come
     if run.method.format_for:
         made["max_length"] = None  # the trainer cuts nothing
     if run.method.hook == "skip":
@@ -363,14 +428,6 @@ def _decided(run: Run, shards: Shards, precision: Any, device: str, mixture: Mix
         made |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "padding_free": packed}
     multiple = (shards.manifest["plan"].get("prepared") or {}).get("pad_multiple")
     return made | ({"pad_to_multiple_of": multiple} if multiple else {})
-
-
-def _stopping(patience: int | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What early stopping needs: a checkpoint for every evaluation, and the best of them at the end."""
-    if patience is None:
-        return {}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-    return best | ({"save_steps": given["eval_steps"]} if "eval_steps" in given else {})
 
 
 def _settle_evaluation(config: Any, evaluation: Rows | None, patience: int | None) -> None:
@@ -381,6 +438,14 @@ def _settle_evaluation(config: Any, evaluation: Rows | None, patience: int | Non
             raise UsageError("early_stopping needs rows to evaluate on", "Give eval_data, eval_split or eval_share.")
 
 
+def _settle_length(config: Any, method: Method, lengths: Sequence[int], given: int | None) -> int:
+    """The tokens of the longest row, which ORPO and CPO want as a number."""
+    longest = max(lengths, default=given or 2048)
+    if method.hook == "pair_rows":
+        config.max_length = longest
+    return longest
+
+
 def _check_services(arguments: Mapping[str, Any]) -> None:
     """Refuse what would report or push to somewhere that cannot be reached, before anything is loaded.
 
@@ -388,7 +453,7 @@ def _check_services(arguments: Mapping[str, Any]) -> None:
         UsageError: with what to install, or the way to log in.
     """
     names = arguments["report_to"]
-    for name in [names] if isinstance(names, str) else names:
+    for name in [names] if isinstance(names, str) else names or ():
         package = REPORTERS.get(name)
         if package is not None and find_spec(package) is None:
             raise UsageError(f"report_to {name}: {package} is not installed", f"pip install {package}")
@@ -452,13 +517,48 @@ def _changed(made: Any, meant: Mapping[str, Any]) -> list[str]:
     return [f"{type(made).__name__} takes {name} = {now[name]!r} for {meant[name]!r}" for name in changed]
 
 
+def _check_prompt_length(method: Method, engine: str, max_length: int | None) -> None:
+    """Refuse a length that nothing would be cut to; Unsloth sets the model up for it."""
+    if method.name == "grpo" and engine == "trl" and max_length is not None:
+        raise UsageError(
+            "max_length: TRL cuts no prompt of GRPO", "Leave it out; max_completion_length limits answers."
+        )
+
+
 def _rewards(reward: Reward | Sequence[Reward] | None) -> list[Any]:
+    """The functions of GRPO; a module of the user's is imported after the engine."""
     from trainglue import rewards
 
     if reward is None:
         raise UsageError("GRPO needs a reward function", "`trainglue rewards` lists those that are ready.")
     named = [reward] if isinstance(reward, str) or callable(reward) else reward
     return [rewards.find(one) for one in named]
+
+
+def _check_columns(scoring: Sequence[Any], *given: Rows | None) -> None:
+    """Refuse rows without a column that a reward function asks for, which would fail at the first step.
+
+    Raises:
+        UsageError: with the function, the column, and those that there are.
+    """
+    from trainglue import rewards
+
+    for rows, reward in product(filter(None, given), scoring):
+        there = [name for name in rows.dataset.column_names or () if name not in SCORED]
+        if reward is rewards.exact_match:
+            reward([], **{name: [] for name in there})  # of no rows, so that it looks at their columns only
+        if missing := [name for name in _needed(reward) if name not in there]:
+            raise UsageError(
+                f"reward {reward.__name__} needs the column {missing[0]}; the rows have {', '.join(there)}",
+                "Name it so in the source, or give the parameter a default.",
+            )
+
+
+def _needed(reward: Any) -> list[str]:
+    """The columns that a function cannot do without; a reward model has none."""
+    parameters = [] if hasattr(reward, "forward") else inspect.signature(reward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named and p.default is p.empty and p.name not in PASSED]
 
 
 def _attach(

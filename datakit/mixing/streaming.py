@@ -97,6 +97,7 @@ class Stream(Iterator[dict[str, Any]]):
         position: the first row that no rank has given yet, if all ranks are equally far.
         rank, world_size: the part of this process.
         facts: the plan as in the report of `mix`.
+        sources: of the recipe, in its order.
     """
 
     def __init__(self, plan: Arrangement, sources: Sources) -> None:
@@ -105,8 +106,8 @@ class Stream(Iterator[dict[str, Any]]):
         self.facts = facts(plan, sources)
         self.identity = identity(plan.recipe, sources)
         self.columns = pa.schema([field for field in sources.columns if not field.name.startswith(PROVENANCE_PREFIX)])
-        self._sources: list[Source] = list(sources)
-        self._chunk = max(1, rows_per_piece(plan, self._sources) // 4)
+        self.sources: list[Source] = list(sources)
+        self._chunk = max(1, rows_per_piece(plan, self.sources) // 4)
         self._given: Iterator[dict[str, Any]] | None = None
         self._gatherer: Gatherer | None = None
         self._opened: Sources | None = sources  # what was converted stays as long as a part of the stream
@@ -143,7 +144,7 @@ class Stream(Iterator[dict[str, Any]]):
 
     def between(self, start: int, stop: int, step: int = 1) -> Iterator[dict[str, Any]]:
         """Every `step`-th row of the mix from `start` to before `stop`, whatever the part and the position."""
-        gatherer = self._gatherer = self._gatherer or Gatherer(self.plan, self._sources, self.columns)
+        gatherer = self._gatherer = self._gatherer or Gatherer(self.plan, self.sources, self.columns)
         for begin in range(start, stop, self._chunk * step):
             table, _ = gatherer.rows(begin, min(begin + self._chunk * step, stop), step)
             yield from plain_rows(_parsed(table, self.columns))

@@ -7,8 +7,12 @@ with `<tool_response>`, splits it at `</think>` or counts it is not blind.
 
 This is decided once per template, by reading its syntax tree: every expression is one of five sorts, and a text may
 only be printed, joined to other text, trimmed, tested for its type, or asked whether it is there. Variables have one
-sort in the whole template, whatever the order of assignments. What is not known to be harmless is a look; so a gap in
-this file costs time, never correctness.
+sort in the whole template, whatever the order of assignments and the scope.
+
+All hangs on this: a clean value is plain data, and no text can be reached from it. So what is more than data (a loop, a
+macro, a namespace, a function) has a name that nothing else bears, and this name is understood in a few forms only, as
+`loop.first` or `range(...)`. Statements, expressions, filters, tests and attributes are listed likewise. What is not
+known to be harmless is a look; so a gap in this file costs time, never correctness.
 
 It speaks of plain rows only, whose messages are a role and a text that is not blank (`skeletons` keys them by roles).
 """
@@ -34,17 +38,31 @@ class Sort(Enum):
 
 CLEAN, TEXT, MESSAGE, LIST, NAMESPACE = Sort
 
+SPECIAL: Final = frozenset(
+    "loop namespace raise_exception range dict strftime_now cycler joiner lipsum random shuffle caller varargs kwargs "
+    "self super".split()
+)
+"""Names that stand for more than data, or change by the day or by chance."""
+FUNCTIONS: Final = frozenset({"range", "dict"})
+"""Those that make data out of data."""
+OF_LOOP: Final = {
+    **dict.fromkeys("index index0 revindex revindex0 first last length depth depth0".split(), CLEAN),
+    **dict.fromkeys(("previtem", "nextitem"), MESSAGE),
+}
 TYPE_TESTS: Final = frozenset(
     "defined undefined none string mapping sequence iterable number boolean integer float callable true false".split()
 )
-TRIMS: Final = frozenset({"strip", "lstrip", "rstrip"})
-SPECIAL: Final = frozenset({"strftime_now", "lipsum", "random", "shuffle", "varargs", "kwargs", "self", "super"})
-"""Names that change by the day or by chance, or stand for more than this file knows of."""
+CLEAN_TESTS: Final = frozenset(
+    "eq equalto ne lt lessthan le gt greaterthan ge in odd even divisibleby lower upper".split()
+)
 OF_LIST: Final = {"length": CLEAN, "count": CLEAN, "first": MESSAGE, "last": MESSAGE, "list": LIST, "reverse": LIST}
 OF_CLEAN: Final = frozenset(
-    "trim string safe length count upper lower title capitalize default d tojson list first last replace items "
-    "dictsort int float round abs indent reverse".split()
+    "trim string length count upper lower title capitalize default d tojson list first last replace items dictsort int "
+    "float round abs indent reverse join".split()
 )
+"""Filters that make data out of data. Not `safe`: what it makes escapes the text that is added to it."""
+PASSES: Final = 64
+"""How often a template is read until the sorts of its variables must be settled."""
 
 
 class Sight(Enum):
@@ -66,14 +84,32 @@ def sight(tree: nodes.Template, pinned: bool = False) -> Sight:
         tree: its syntax tree.
         pinned: whether the time that it is told stays the same.
     """
-    reader = _Reader(SPECIAL - {"strftime_now"} if pinned else SPECIAL)
     try:
-        while reader.learned:
+        reader = _Reader(_macros(tree), FUNCTIONS | {"strftime_now"} if pinned else FUNCTIONS)
+        for _ in range(PASSES):
             reader.learned = False
             reader.body(tree.body)
+            if not reader.learned:
+                return Sight.TRIMS if reader.trims else Sight.PRINTS
     except (Looks, RecursionError):
-        return Sight.LOOKS
-    return Sight.TRIMS if reader.trims else Sight.PRINTS
+        pass
+    return Sight.LOOKS
+
+
+def _macros(tree: nodes.Template) -> dict[str, nodes.Macro]:
+    """The macros by name; it is a look if anything else bears such a name, or anything a special one."""
+    macros = list(tree.find_all(nodes.Macro))
+    variables = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
+    names = [*(macro.name for macro in macros), *variables]
+    if len(SPECIAL.union(names)) < len(SPECIAL) + len(names):
+        raise Looks
+    return {macro.name: macro for macro in macros}
+
+
+def _arguments(node: nodes.Call | nodes.Filter | nodes.Test) -> list[nodes.Node]:
+    if node.dyn_args or node.dyn_kwargs:
+        raise Looks
+    return [*node.args, *node.kwargs]
 
 
 def _either(one: Sort, other: Sort) -> Sort:
@@ -88,12 +124,11 @@ def _either(one: Sort, other: Sort) -> Sort:
 class _Reader:
     """Goes through a tree until the sorts of its variables are settled."""
 
-    def __init__(self, special: frozenset[str]) -> None:
-        self.special = special
+    def __init__(self, macros: dict[str, nodes.Macro], functions: frozenset[str]) -> None:
+        self.macros, self.functions = macros, functions
         self.names: dict[str, Sort] = {"messages": LIST}
         self.attributes: dict[str, Sort] = {}  # of namespaces, by name alone
-        self.macros: dict[str, nodes.Macro] = {}
-        self.learned = True
+        self.learned = False
         self.trims = False
 
     def learn(self, table: dict[str, Sort], name: str, sort: Sort) -> None:
@@ -124,9 +159,7 @@ class _Reader:
             case nodes.AssignBlock(target=target, filter=None, body=body):
                 self.body(body)
                 self.bind(target, TEXT)
-            case nodes.Macro(name=name, body=body):
-                self.learned |= name not in self.macros
-                self.macros[name] = node
+            case nodes.Macro(body=body):
                 for argument, default in zip(reversed(node.args), reversed(node.defaults), strict=False):
                     self.learn(self.names, argument.name, self.sort(default))
                 self.body(body)
@@ -143,7 +176,7 @@ class _Reader:
 
     def bind(self, target: nodes.Node, sort: Sort | None) -> None:
         match target, sort:
-            case nodes.Name(name=name), Sort() if name != "loop":
+            case nodes.Name(name=name), Sort():
                 self.learn(self.names, name, sort)
             case nodes.NSRef(attr=name), Sort():
                 self.learn(self.attributes, name, sort)
@@ -160,7 +193,7 @@ class _Reader:
             case nodes.TemplateData() | nodes.Const():
                 return CLEAN
             case nodes.Name(name=name):
-                if name in self.special or name in self.macros:
+                if name in SPECIAL or name in self.macros:
                     raise Looks
                 return self.names.get(name, CLEAN)
             case nodes.Getattr(node=inner, attr=name):
@@ -171,12 +204,8 @@ class _Reader:
                 return self.item(inner, where)
             case nodes.Filter():
                 return self.filter(node)
-            case nodes.Test(node=inner, name=name, args=args, kwargs=kwargs):
-                if name not in TYPE_TESTS:
-                    self.clean(inner)
-                self.sort(inner)
-                self.clean(*args, *kwargs)
-                return CLEAN
+            case nodes.Test():
+                return self.test(node)
             case nodes.Compare():
                 return self.compare(node)
             case nodes.Call():
@@ -199,9 +228,17 @@ class _Reader:
                 self.printed(parts)
                 return TEXT
             case nodes.Add(left=left, right=right):
-                sorts = {self.sort(left), self.sort(right)}
-                return _either(*sorts, *[CLEAN] * (len(sorts) == 1)) if sorts <= {CLEAN, TEXT, LIST} else self.look()
-            case nodes.Expr() | nodes.Pair() | nodes.Keyword():  # arithmetic and literals: of clean parts only
+                sort = _either(self.sort(left), self.sort(right))
+                return sort if sort in (CLEAN, TEXT, LIST) else self.look()
+            case (
+                nodes.BinExpr()
+                | nodes.UnaryExpr()
+                | nodes.List()
+                | nodes.Tuple()
+                | nodes.Dict()
+                | nodes.Pair()
+                | nodes.Keyword()
+            ):
                 self.clean(*node.iter_child_nodes())
                 return CLEAN
             case _:
@@ -215,17 +252,19 @@ class _Reader:
             raise Looks
 
     def member(self, inner: nodes.Expr, name: str) -> Sort:
-        """`inner.name` or `inner["name"]`. In a plain row a message has no other keys than its role and its text."""
+        """`inner.name` or `inner["name"]`."""
         if isinstance(inner, nodes.Name) and inner.name == "loop":
-            return MESSAGE if name in ("previtem", "nextitem") else CLEAN
+            return OF_LOOP.get(name) or self.look()
         owner = self.sort(inner)
-        if owner is CLEAN:
-            return CLEAN
         if owner is NAMESPACE:
             return self.attributes.get(name, CLEAN)
         if owner is MESSAGE and not hasattr(dict, name):
-            return TEXT if name == "content" else CLEAN
-        raise Looks
+            return self.key(name)
+        return CLEAN if owner is CLEAN else self.look()
+
+    def key(self, name: str) -> Sort:
+        """The value of a key of a message, which has no others than its role and its text in a plain row."""
+        return TEXT if name == "content" else CLEAN
 
     def item(self, inner: nodes.Expr, where: nodes.Expr) -> Sort:
         """`inner[where]`, where the key is not a text of the template."""
@@ -239,19 +278,27 @@ class _Reader:
         return CLEAN if owner is CLEAN else self.look()
 
     def filter(self, node: nodes.Filter) -> Sort:
-        if node.node is None or node.dyn_args or node.dyn_kwargs:
-            raise Looks
-        sort, bare = self.sort(node.node), not (node.args or node.kwargs)
-        if sort is TEXT and bare and node.name in ("trim", "string", "safe"):
-            self.trims |= node.name == "trim"
-            return TEXT
-        if sort is LIST and bare and node.name in OF_LIST:
-            return OF_LIST[node.name]
-        if sort is LIST and node.name in ("selectattr", "rejectattr") and _by_role(node):
-            self.clean(*node.args)
-            return LIST
-        if sort is CLEAN and (node.name in OF_CLEAN or (node.name == "join" and len(node.args) < 2)):
-            self.clean(*node.args, *node.kwargs)
+        arguments, sort = _arguments(node), self.sort(node.node)
+        self.clean(*arguments)
+        match sort:
+            case Sort.CLEAN if node.name in OF_CLEAN:
+                return CLEAN
+            case Sort.TEXT if node.name in ("trim", "string") and not arguments:
+                self.trims |= node.name == "trim"
+                return TEXT
+            case Sort.LIST if node.name in OF_LIST and not arguments:
+                return OF_LIST[node.name]
+            case Sort.LIST if node.name in ("selectattr", "rejectattr"):
+                match node.args:
+                    case [nodes.Const(value="role"), nodes.Const(value="equalto" | "eq" | "==" | "ne" | "in"), _]:
+                        return LIST
+        raise Looks
+
+    def test(self, node: nodes.Test) -> Sort:
+        self.clean(*_arguments(node))
+        if isinstance(node.node, nodes.Name) and node.name in ("defined", "undefined"):
+            return CLEAN  # of any name, a special one too
+        if (self.sort(node.node) is CLEAN and node.name in CLEAN_TESTS) or node.name in TYPE_TESTS:
             return CLEAN
         raise Looks
 
@@ -270,36 +317,40 @@ class _Reader:
         raise Looks
 
     def call(self, node: nodes.Call) -> Sort:
-        if node.dyn_args or node.dyn_kwargs:
-            raise Looks
+        arguments = _arguments(node)
         match node.node:
+            case nodes.Name(name="raise_exception"):
+                return CLEAN  # by places alone, so it is not reached where a row of the same roles was rendered
             case nodes.Name(name="namespace"):
                 self.clean(*node.args)
                 for keyword in node.kwargs:
                     self.learn(self.attributes, keyword.key, self.sort(keyword.value))
                 return NAMESPACE
-            case nodes.Name(name="raise_exception"):
-                return CLEAN  # by places alone, so it is not reached where a row of the same roles was rendered
-            case nodes.Name(name="caller"):
-                return TEXT
             case nodes.Name(name=name) if name in self.macros:
                 for argument, value in zip(self.macros[name].args, node.args, strict=False):
                     self.learn(self.names, argument.name, self.sort(value))
                 for keyword in node.kwargs:
                     self.learn(self.names, keyword.key, self.sort(keyword.value))
                 return TEXT
-            case nodes.Getattr(node=inner, attr=name) if name in TRIMS and self.sort(inner) is TEXT and not node.args:
+            case nodes.Name(name=name) if name in self.functions:
+                self.clean(*arguments)
+                return CLEAN
+            case nodes.Getattr(node=nodes.Name(name="loop"), attr="cycle"):
+                self.clean(*arguments)
+                return CLEAN
+            case nodes.Getattr(node=inner, attr=name):
+                self.clean(*arguments)
+                return self.method(self.sort(inner), name, arguments)
+        raise Looks
+
+    def method(self, owner: Sort, name: str, arguments: Sequence[nodes.Node]) -> Sort:
+        """A call of a method with clean arguments."""
+        match owner, name, arguments:
+            case Sort.CLEAN, _, _:
+                return CLEAN
+            case Sort.TEXT, "strip" | "lstrip" | "rstrip", []:
                 self.trims = True
-                return TEXT if not node.kwargs else self.look()
-            case nodes.Getattr(node=inner, attr="get") if self.sort(inner) is MESSAGE and not node.kwargs:
-                key, *default = node.args
-                self.clean(*default)
-                return self.member(inner, key.value) if isinstance(key, nodes.Const) else self.look()
-        self.clean(node.node, *node.args, *node.kwargs)
-        return CLEAN
-
-
-def _by_role(node: nodes.Filter) -> bool:
-    """Whether a filter of messages asks for their role, by a test that compares."""
-    values = [arg.value for arg in node.args if isinstance(arg, nodes.Const)]
-    return values[:1] == ["role"] and values[1:2] in (["equalto"], ["eq"], ["=="], ["ne"], ["in"]) and not node.kwargs
+                return TEXT
+            case Sort.MESSAGE, "get", [nodes.Const(value=str() as key), *_]:
+                return self.key(key)
+        raise Looks

@@ -29,6 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from datakit.templates.blind import Sight, sight
+from datakit.templates.looks import looked_for
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
@@ -159,10 +160,20 @@ class Environment(ImmutableSandboxedEnvironment):
         except (MemoryError, RecursionError, OverflowError, SyntaxError, ValueError) as error:
             raise Refused(f"it does not compile: {type(error).__name__}") from None
 
-    def sight_of(self, source: str) -> Sight:
-        """What a template that compiles does with texts."""
-        with deadline():
-            return sight(self.parse(source), pinned=self.now is not None)
+    def sight_of(self, source: str, twin: str | None = None) -> tuple[Sight, frozenset[str] | None]:
+        """What a template that compiles, and its twin, do with texts, and what they look for in them.
+
+        Returns:
+            The sight, and the constants of `looked_for`.
+        """
+        pinned = self.now is not None
+        try:
+            with deadline():
+                trees = [self.parse(text) for text in (source, twin) if text is not None]
+                sights = [sight(tree, pinned) for tree in trees]
+                return (Sight.LOOKS if Sight.LOOKS in sights else sights[0]), looked_for(*trees)
+        except (jinja2.TemplateSyntaxError, TooLong):
+            return Sight.LOOKS, None
 
     def render_template(self, template: Compiled, variables: Variables) -> Any:
         """The text of one row.

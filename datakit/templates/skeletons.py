@@ -1,10 +1,11 @@
 """What a proof teaches about rows of one shape, so that the next such row is proven by one comparison.
 
 Most rows are plain: every message is a role and a text, and a template prints fixed text between those texts. Once such
-a row has been proven, its fixed text is kept as a skeleton. For another row with the same roles the skeleton is filled
-with that row's texts; if the result equals what the template printed, every character has the same origin as in the
-proven row, and the spans follow from the lengths. A row that differs in any character goes the long way and teaches a
-new skeleton. Nothing is guessed: a skeleton decides where data stands, and equality decides whether it may.
+a row has been proven, its fixed text is kept as a skeleton. For another row with the same roles, whose texts hold
+nothing that the template looks for (`looks`), the skeleton is filled with that row's texts; if the result equals what
+the template printed, every character has the same origin as in the proven row, and the spans follow from the lengths. A
+row that differs in any character goes the long way and teaches a new skeleton. Nothing is guessed: what is looked for
+says whether the template goes the same way, a skeleton where data stands, and equality whether it may.
 
 Where the template is known to look at no text (`blind`), the skeleton says what it prints, and only every 64th such row
 is rendered, to see that it does.
@@ -16,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
-
-import orjson
 
 from datakit.templates.output import Output
 from datakit.templates.spans import Proof, Span
@@ -116,7 +115,7 @@ class Skeletons:
 
 def plain(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str, Any] | None) -> Plain | None:
     """A row as its roles and texts; None where there is more to it."""
-    if tools:
+    if tools is not None:
         return None
     try:
         texts = [message["content"] for message in messages]
@@ -128,7 +127,7 @@ def plain(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str
     if not all(inner):
         return None
     key = tuple([message["role"] for message in messages])
-    return Plain((key, orjson.dumps(kwargs, option=orjson.OPT_SORT_KEYS)) if kwargs else key, texts, inner == texts)
+    return Plain((key, repr(kwargs)) if kwargs else key, texts, inner == texts)
 
 
 def _mixed(known: _Skeleton, texts: Sequence[str]) -> str:

@@ -56,6 +56,10 @@ class Unproven(Exception):
     """Why the law could not be shown for a row."""
 
 
+class _Joined(Unproven):
+    """An end cannot be told from what follows, unless the template marks it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A conversation and its tracked render, whose text is known to equal the plain one.
@@ -66,6 +70,8 @@ class Row:
         render: makes further renders of the same row.
         tools: its tool definitions, if any.
         kwargs: its template arguments, if any.
+        alike: whether its texts hold nothing that the template looks for, so that it goes the same way for all such
+            rows of the same roles.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -73,6 +79,12 @@ class Row:
     render: Render
     tools: Any = None
     kwargs: Mapping[str, Any] | None = None
+    alike: bool = False
+
+    def shape(self, number: int) -> tuple[Any, ...]:
+        """What the template's own text up to a message can depend on, where rows are alike."""
+        roles = tuple((message["role"], *message) for message in self.messages[: number + 1])
+        return roles, None if self.tools is None else str(self.tools), str(self.kwargs)
 
 
 class Proof(NamedTuple):
@@ -101,6 +113,8 @@ class _Turn:
     plain: bool
     """Whether its text begins it, so that no fixed text before it can be the model's; true of an empty message too."""
     interval: Interval | None
+    field: str = ""
+    """Of its last data: content, reasoning or calls; empty for an empty message."""
     alone: Output | None = None
     """The conversation up to this message, where it was needed to tell the turn from what follows."""
     last: int = 0
@@ -118,6 +132,7 @@ class Prover:
         inner = "|".join(map(re.escape, sorted((e for e in ends if e), key=len, reverse=True)))
         self._control = re.compile(f"{inner}|{CONTROL.pattern}" if inner else CONTROL.pattern)
         self._openings: dict[tuple[Any, ...], int] = {}
+        self._endings: dict[tuple[Any, ...], str] = {}
 
     def prove(self, row: Row, marks: Sequence[Interval]) -> Proof:
         """The spans of a row.
@@ -132,10 +147,18 @@ class Prover:
         output = row.output
         _check_origins(row)
         turns = [self._turn(n, row) for n, message in enumerate(row.messages) if message["role"] == "assistant"]
-        ends = self._ends(turns, row)
+        joined: _Joined | None = None
+        try:
+            ends = self._ends(turns, row)
+        except _Joined as found:
+            joined = found
+            marked_ends = zip(turns, _by_turn(turns, marks), strict=True)
+            ends = [mine[-1].end if mine else turn.end for turn, mine in marked_ends]
         unended = [turn.number for turn, end in zip(turns, ends, strict=True) if end == turn.end]
         spans = _from_marks(turns, ends, marks, output)
         marked = spans is not None
+        if spans is None and joined is not None:
+            raise joined
         if spans is None:
             spans = [Span(turn.number, self._start(turn, row), end) for turn, end in zip(turns, ends, strict=True)]
         _check(spans, output)
@@ -152,8 +175,7 @@ class Prover:
         inside = [run for run in own if interval.start <= run.start and run.end <= interval.end]
         _only_copies(own, inside, output, number)
         if inside:
-            plain = _plain(row, inside[0])
-            return _Turn(number, inside[0].start, inside[-1].end, plain, interval)
+            return _Turn(number, inside[0].start, inside[-1].end, _plain(row, inside), interval, inside[-1].origin[1])
         places = [at for at in output.empty[number] if interval.start <= at <= interval.end]
         at = places[-1] if places else self._empty_place(number, row, interval)
         return _Turn(number, at, at, True, interval)
@@ -184,8 +206,13 @@ class Prover:
         if not mine or len(own) < len(mine) or not all(same):
             raise Unproven(f"assistant message {number} depends on the messages behind it")
         _only_copies(all_own, own, output, number)
-        interval, plain = _interval(number, own, output), _plain(row, own[0])
-        return _Turn(number, own[0].start, own[-1].end, plain, interval, alone, mine[-1].end)
+        if any(run.start >= mine[-1].end for run in alone.data if run.origin[0] != number):
+            raise Unproven(f"the template prints other data behind the text of assistant message {number}")
+        if len({_passes(run, output) for run in own}) > 1:
+            raise Unproven(f"the template prints parts of assistant message {number} in the turns of others")
+        interval = _interval(number, own, output)
+        last = own[-1].origin[1]
+        return _Turn(number, own[0].start, own[-1].end, _plain(row, own), interval, last, alone, mine[-1].end)
 
     # ------------------------------------------------------------ the start
 
@@ -195,11 +222,13 @@ class Prover:
             return turn.start
         before = _data_before(row.output, turn.start)
         stretch = row.output.text[before : turn.start]
-        asked = row.messages[turn.number - 1] if turn.number else {}
-        key = (stretch, asked.get("role"), *asked, bool(row.tools), str(row.kwargs))
-        if key not in self._openings:
-            self._openings[key] = self._opening(stretch, turn.number, row)
-        return before + self._openings[key]
+        key = (stretch, *row.shape(turn.number))
+        at = self._openings.get(key) if row.alike else None
+        if at is None:
+            at = self._opening(stretch, turn.number, row)
+            if row.alike:
+                self._openings[key] = at
+        return before + at
 
     def _opening(self, stretch: str, number: int, row: Row) -> int:
         """How much of the fixed text before a reasoning or a call is not part of it: the prompt, an empty thought."""
@@ -231,16 +260,91 @@ class Prover:
     def _ends(self, turns: Sequence[_Turn], row: Row) -> list[int]:
         """Behind the end of every turn; the end of its data where the template prints no end."""
         text = row.output.text
-        own = [_own_end(turn, row) for turn in turns]
+        own = [self._own_end(turn, row) for turn in turns]
         ends = [
             self._shared_end(turn, turn.end, row) if end is None else end for turn, end in zip(turns, own, strict=True)
         ]
+        ends = [self._with_usual_end(turn, end, row) for turn, end in zip(turns, ends, strict=True)]
         closers = {self._closer(text[turn.end : end]) for turn, end in zip(turns, ends, strict=True)}
         for index, turn in enumerate(turns) if len(closers) > 1 else ():
             further = self._shared_end(turn, ends[index], row)
             if text[ends[index] : further].strip() in closers:  # the next pass of the loop prints it
                 ends[index] = further
         return ends
+
+    def _own_end(self, turn: _Turn, row: Row) -> int | None:
+        """Where the stretch of the turn ends; None where the template closes it elsewhere."""
+        if turn.interval is None or turn.alone is not None:
+            return None
+        text = row.output.text
+        closing = text[turn.end : turn.interval.end].rstrip()
+        tokens = [run for run in row.output.tokens if run.origin[1] == "eos_token" and run.start >= turn.end]
+        for run in tokens:
+            if run.end <= turn.interval.end:
+                return run.end
+        if closing:
+            return turn.end + (len(closing) if self._is_one(closing) else self._without_header(turn, closing, row))
+        if turn.number == len(row.messages) - 1 and tokens and not text[turn.end : tokens[0].start].strip():
+            return tokens[0].end
+        return None
+
+    def _is_one(self, closing: str) -> bool:
+        """Whether a closing is one control token, so that no header of what follows can be in it."""
+        return self._control.fullmatch(closing.strip()) is not None
+
+    def _without_header(self, turn: _Turn, closing: str, row: Row) -> int:
+        """How much of a longer closing stays the same where a question follows; its header has to come behind it."""
+        if turn.number < len(row.messages) - 1:
+            return len(closing)
+        other = self._followed(turn.number, row)
+        own = other.of(turn.number) if other is not None else []
+        if other is None or not own:
+            return len(closing)
+        behind = other.text[own[-1].end : _next_data(other, own[-1].end)]
+        cut = self._whole(closing, [behind], shared(closing, behind))
+        kept = len(closing[:cut].rstrip())
+        if kept == len(closing) and not behind[kept:].strip():
+            raise _Joined(f"the template prints what follows on assistant message {turn.number} together with its end")
+        return kept
+
+    @staticmethod
+    def _followed(number: int, row: Row) -> Output | None:
+        """The conversation up to a message with a question behind it, or a question and an answer; None if refused."""
+        question, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
+        for more in ([question], [question, answer]):
+            with suppress(Refused):
+                return row.render([*row.messages[: number + 1], *more], False)
+        return None
+
+    def _with_usual_end(self, turn: _Turn, end: int, row: Row) -> int:
+        """The end of a turn that is closed as any answer, where a call's own closing or nothing was taken for it."""
+        text = row.output.text
+        behind = text[end : _next_data(row.output, end)]
+        first = self._control.match(behind.lstrip())
+        if turn.field == "content" or first is None:
+            return end
+        key = (turn.number, *row.shape(turn.number - 1))
+        usual = self._endings.get(key) if row.alike else None
+        if usual is None:
+            usual = self._usual_end(turn.number, row)
+            if row.alike:
+                self._endings[key] = usual
+        if usual != first.group() or usual == self._closer(text[turn.end : end]):
+            return end
+        return end + _blank(behind) + first.end()
+
+    def _usual_end(self, number: int, row: Row) -> str:
+        """The control token that closes a plain answer in the place of a message; empty where none does."""
+        messages = [*row.messages[:number], {"role": "assistant", "content": "x"}]
+        try:
+            output = row.render(messages, False)
+            plain = Row(messages, output, row.render, row.tools, row.kwargs)
+            turn = self._turn(number, plain)
+            end = self._own_end(turn, plain)
+            end = self._shared_end(turn, turn.end, plain) if end is None else end
+        except (Refused, Unproven):
+            return ""
+        return self._closer(output.text[turn.end : end])
 
     def _closer(self, closing: str) -> str:
         """The control token that closes a turn, if one does."""
@@ -260,28 +364,60 @@ class Prover:
                 return at
         tail = alone.text[last + at - turn.end :]
         if number == len(messages) - 1:
-            try:
-                asked = row.render([*messages, {"role": "user", "content": "x"}], False)
-            except Refused:
-                return at
-            own = asked.of(number)
-            if not own:
+            asked = self._followed(number, row)
+            own = asked.of(number) if asked is not None else []
+            if asked is None and len(self._control.findall(tail)) <= 1:
+                return at + len(tail.rstrip())  # nothing can follow on it, so all of it belongs to its end
+            if asked is None or not own:
                 return at
             begin = own[-1].end + at - turn.end
             other = asked.text[begin : _next_data(asked, begin)]
         else:
             other = output.text[at : _next_data(output, at)]
+            asked = output
         cut = self._whole(tail, [other], shared(tail, other))
-        return at + len(tail[:cut].rstrip())
+        closing = tail[:cut].rstrip()
+        if closing.strip() and closing == tail.rstrip():
+            return at + len(closing)  # it is all that is printed where nothing follows
+        return self._before_header(turn, at + len(closing), at, asked, row)
+
+    def _before_header(self, turn: _Turn, end: int, at: int, output: Output, row: Row) -> int:
+        """An end without what the next message prints before any text of its role; with what it prints here only.
+
+        Args:
+            turn: the turn.
+            end: as far as two renders agree.
+            at: where the closing begins.
+            output: a render in which something follows.
+            row: the row.
+        """
+        own = output.of(turn.number)
+        role = row.messages[turn.number + 1]["role"] if turn.number + 1 < len(row.messages) else "user"
+        following, first = _header(turn.number + 1, output), _header(0, output)
+        if not own or following is None or first is None or row.messages[0]["role"] != role:
+            return end
+        begin, text = following
+        behind = own[-1].end + at - turn.end
+        if output.text[behind:begin].strip() or not text.endswith(first[1]) or not first[1].strip():
+            return end
+        closing = text.removesuffix(first[1])
+        if not closing.strip():
+            return at
+        if end == at and output is row.output and self._is_one(closing):
+            return begin + len(closing.rstrip())
+        return end
 
 
-def _plain(row: Row, first: Run) -> bool:
-    """Whether the first data of a turn is the beginning of its text."""
-    number, field, _ = first.origin
+def _plain(row: Row, own: Sequence[Run]) -> bool:
+    """Whether the first data of a turn is the beginning of its text, from which nothing was cut out behind it."""
+    origin = own[0].origin
+    number, field, _ = origin
     if field != "content":
         return False
-    text = _source(row.messages[number], first.origin) or ""
-    return text.lstrip().startswith(row.output.text[first.start : first.end].strip())
+    source = _source(row.messages[number], origin) or ""
+    first = row.output.text[own[0].start : own[0].end].strip()
+    printed = "".join(row.output.text[run.start : run.end] for run in own if run.origin == origin)
+    return source.lstrip().startswith(first) and _squeezed(source).startswith(_squeezed(printed))
 
 
 def _heads(number: int, row: Row) -> list[str]:
@@ -290,7 +426,9 @@ def _heads(number: int, row: Row) -> list[str]:
     if number:
         with suppress(Refused):
             prompt = row.render(row.messages[:number], True)
-            heads.append(prompt.text[_data_before(prompt, len(prompt.text)) :])
+            head = prompt.text[_data_before(prompt, len(prompt.text)) :]
+            if not _is_of_any(head, number, prompt, row):
+                heads.append(head)
     with suppress(Refused):
         answered = row.render([*row.messages[:number], {"role": "assistant", "content": "x"}], False)
         own = answered.of(number)
@@ -300,26 +438,21 @@ def _heads(number: int, row: Row) -> list[str]:
     return heads
 
 
+def _is_of_any(head: str, number: int, prompt: Output, row: Row) -> bool:
+    """Whether what stands before an answer stands before a question too: the template knows of no prompt."""
+    before = row.messages[:number]
+    if prompt.text != row.render(before, False).text:
+        return False
+    with suppress(Refused):
+        asked = row.render([*before, {"role": "user", "content": "x"}], False)
+        own = [run for run in asked.data if run.origin[0] == number]
+        return bool(own) and asked.text[_data_before(asked, own[0].start) : own[0].start].startswith(head)
+    return False
+
+
 def _data_before(output: Output, at: int) -> int:
     """Where the last data before a place ends."""
     return max((run.end for run in output.data if run.end <= at), default=0)
-
-
-def _own_end(turn: _Turn, row: Row) -> int | None:
-    """Where the stretch of the turn ends; None where the template closes it elsewhere."""
-    if turn.interval is None or turn.alone is not None:
-        return None
-    text = row.output.text
-    closing = text[turn.end : turn.interval.end]
-    tokens = [run for run in row.output.tokens if run.origin[1] == "eos_token" and run.start >= turn.end]
-    for run in tokens:
-        if run.end <= turn.interval.end:
-            return run.end
-    if closing.strip():
-        return turn.end + len(closing.rstrip())
-    if turn.number == len(row.messages) - 1 and tokens and not text[turn.end : tokens[0].start].strip():
-        return tokens[0].end
-    return None
 
 
 def _interval(number: int, own: Sequence[Run], output: Output) -> Interval | None:
@@ -339,6 +472,21 @@ def _foreign(output: Output, number: int, own: Sequence[Run], interval: Interval
     return any(run.origin[0] != number and begin <= run.start and run.end <= interval.end for run in output.data)
 
 
+def _passes(run: Run, output: Output) -> frozenset[int]:
+    """The messages in whose passes a run was printed."""
+    found = output.intervals.items()
+    return frozenset(n for n, own in found if any(i.start <= run.start and run.end <= i.end for i in own))
+
+
+def _header(number: int, output: Output) -> tuple[int, str] | None:
+    """Where the pass of a message begins, and the fixed text there before the first data."""
+    own = [run for run in output.data if run.origin[0] == number]
+    interval = _interval(number, own, output) if own else None
+    if interval is None:
+        return None
+    return interval.start, output.text[interval.start : _next_data(output, interval.start)]
+
+
 def _last_foreign(output: Output, number: int) -> int:
     return max((run.end for run in output.data if run.origin[0] != number), default=0)
 
@@ -348,11 +496,12 @@ def _next_data(output: Output, at: int) -> int:
 
 
 def _only_copies(own: Sequence[Run], inside: Sequence[Run], output: Output, number: int) -> None:
-    """What a message prints outside its turn must be a copy of what stands inside."""
+    """What a message prints outside its turn must be a copy of a part of its calls, such as a name over a result."""
     text = output.text
     there = "\0".join(text[run.start : run.end] for run in inside)
     for run in own:
-        if run not in inside and text[run.start : run.end].strip() not in there:
+        printed = text[run.start : run.end].strip()
+        if run not in inside and printed and (run.origin[1] != "calls" or printed not in there):
             raise Unproven(f"the template prints a part of assistant message {number} outside its turn")
 
 
@@ -395,6 +544,9 @@ def _from_marks(
     try:
         _check(spans, output)
     except Unproven:
+        return None
+    others = [i for n, own in output.intervals.items() for i in own if n not in {turn.number for turn in turns}]
+    if any(span.start <= i.start < i.end <= span.end for span in spans for i in others):
         return None
     return spans
 
@@ -486,7 +638,7 @@ def lost(row: Row, spans: Sequence[Span]) -> list[tuple[int, str]]:
         for part, call in enumerate(message.get("tool_calls") or []):
             there = "".join(printed[number, "calls", part] + printed[number, "calls", 0])
             function = call.get("function", {})
-            if any(not _found(leaf, there) for leaf in _leaves([function.get("name"), function.get("arguments")])):
+            if any(not _found(leaf, there) for leaf in leaves([function.get("name"), function.get("arguments")])):
                 found.append((number, "calls"))
                 break
     return found
@@ -524,13 +676,14 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _leaves(value: Any) -> list[str]:
+def leaves(value: Any) -> list[str]:
+    """The keys and texts in a value."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [leaf for key, item in value.items() for leaf in (key, *_leaves(item))]
+        return [leaf for key, item in value.items() for leaf in (key, *leaves(item))]
     if isinstance(value, list):
-        return [leaf for item in value for leaf in _leaves(item)]
+        return [leaf for item in value for leaf in leaves(item)]
     return []
 
 

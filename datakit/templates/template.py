@@ -12,10 +12,10 @@ from jinja2.environment import Template as Compiled
 from datakit.errors import InternalError
 from datakit.templates.blind import Sight
 from datakit.templates.compiler import TrackedEnvironment, as_tracked
-from datakit.templates.environment import Environment, Refused, variables
+from datakit.templates.environment import MAX_TEXT, Environment, Refused, variables
 from datakit.templates.output import Interval, Output, read
 from datakit.templates.skeletons import Skeletons, plain
-from datakit.templates.spans import Proof, Prover, Row, Unproven
+from datakit.templates.spans import Proof, Prover, Row, Unproven, leaves
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -47,7 +47,7 @@ class Template:
         self.compiled = self.environment.compile_template(source)
         self.prover = Prover(ends)
         self.skeletons = Skeletons()
-        self.sight = self.environment.sight_of(source)
+        self.sight, self.looked_for = self.environment.sight_of(source, twin)
         self.predicted = 0
 
     @cached_property
@@ -99,9 +99,12 @@ class Template:
         simple = plain(messages, tools, kwargs)
         if simple is not None and self.sight is not Sight.LOOKS:
             made = self.skeletons.predict(simple, self.sight is Sight.TRIMS)
-            if made is not None:
+            if made is not None and len(made[0]) <= MAX_TEXT:
                 self._look_at(made[0], messages, tools, kwargs)
                 return made
+        alike = self._is_alike(messages, tools)
+        if self.sight is Sight.LOOKS and not alike:
+            simple = None
         text = self.render(messages, tools, kwargs)
         known = self.skeletons.match(simple, text) if simple is not None else None
         if known is not None:
@@ -119,7 +122,7 @@ class Template:
                 raise Unproven("the template prints text of unknown origin for a part of the conversation")
             return part
 
-        row = Row(messages, output, again, tools, kwargs)
+        row = Row(messages, output, again, tools, kwargs, alike)
         try:
             proof = self.prover.prove(row, self._marks(output, messages, tools, kwargs))
         except Refused as refused:
@@ -127,6 +130,13 @@ class Template:
         if simple is not None:
             self.skeletons.learn(simple, output, proof)
         return text, proof
+
+    def _is_alike(self, messages: Messages, tools: Any) -> bool:
+        """Whether a row holds nothing that the template looks for, so that it goes the same way for all such rows."""
+        if self.looked_for is None:
+            return False
+        whole = "\0".join(leaves([messages, tools])).casefold()
+        return not any(constant in whole for constant in self.looked_for)
 
     def _look_at(self, text: str, messages: Messages, tools: Any, kwargs: Mapping[str, Any] | None) -> None:
         """Render every 64th row whose text was predicted, and compare."""

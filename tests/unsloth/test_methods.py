@@ -11,13 +11,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 if find_spec("unsloth") is None:
     pytest.skip("needs the environment of docs/unsloth-env.sh (make unsloth)", allow_module_level=True)
 else:
-    from trainglue import trainer
+    from trainglue import engines, trainer
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -86,6 +87,35 @@ def test_two_steps(method, lora, made, tmp_path):
     if lora:
         assert all("lora" in name or "score" in name for name in changed)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["engine"] == "unsloth"
+
+
+def test_a_lora_config_is_taken_as_its_fields_are(made, tmp_path):
+    engines.choose("unsloth", tmp_path)
+    from peft import LoraConfig
+
+    fields: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}
+    curves = []
+    for name, lora in (("fields", fields), ("config", LoraConfig(task_type="CAUSAL_LM", **fields))):
+        ours = built("sft", made, tmp_path / name, lora=lora)
+        ours.train()
+        config = ours.model.peft_config["default"]
+        assert {field: getattr(config, field) for field in fields} == {**fields, "target_modules": {"q_proj", "v_proj"}}
+        curves.append(losses_of(ours))
+    assert curves[0] == curves[1]
+
+
+def test_the_model_that_was_named_is_loaded_and_no_other(made, tmp_path, monkeypatch):
+    """Without this word Unsloth takes names of the Hub for those of its own repositories."""
+    engines.choose("unsloth", tmp_path)
+    from unsloth import FastLanguageModel  # type: ignore[import-not-found]
+
+    given: dict[str, Any] = {}
+    real = FastLanguageModel.from_pretrained
+    monkeypatch.setattr(FastLanguageModel, "from_pretrained", lambda **words: given.update(words) or real(**words))
+    built("sft", made, tmp_path / "run", lora=4)
+    assert given["use_exact_model_name"] is True
+    built("sft", made, tmp_path / "other", lora=4, model_init_kwargs={"use_exact_model_name": False})
+    assert given["use_exact_model_name"] is False
 
 
 def test_it_is_unsloth_that_trains(made, tmp_path):

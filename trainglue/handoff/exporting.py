@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from datakit.errors import InternalError, NotWritten, UsageError
 from trainglue.handoff.modelfile import Frame, frame, modelfile
-from trainglue.models import CLASSES, TASKS
+from trainglue.models import CLASSES, TASKS, end_of_turn
 
 FORMS: Final = ("adapter", "merged", "gguf")
 DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -284,23 +284,12 @@ def _stops(model: Any, tokenizer: Any) -> tuple[list[str], list[str]]:
         return [], []
     known = config.eos_token_id
     ids = [] if known is None else [known] if isinstance(known, int) else [*known]
-    more = [end for end in (tokenizer.eos_token_id, _end_of_turn(tokenizer)) if end is not None]
+    more = [end for end in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if end is not None]
     stops = list(dict.fromkeys([*ids, *more]))
     config.eos_token_id = stops if len(stops) != 1 else stops[0]
     names = tokenizer.convert_ids_to_tokens(stops)
     added = [name for name, stop in zip(names, stops, strict=True) if stop not in ids]
     return names, [f"generation also stops at {' and '.join(added)}"] if added else []
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The first control token behind an answer, if the template puts one there."""
-    answer = "It is 2two2."
-    messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": answer}]
-    if not tokenizer.chat_template:
-        return None
-    behind = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)[2]
-    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((id for id in tokenizer.encode(behind, add_special_tokens=False) if id in control), None)
 
 
 # ---------------------------------------------------------------- GGUF and Ollama

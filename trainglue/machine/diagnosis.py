@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from datakit.errors import DatakitError, UsageError
-from trainglue.methods import METHODS, method_named
+from trainglue.methods import METHODS, OLDEST, UPGRADE, method_named
 from trainglue.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -119,11 +119,11 @@ TRAPS: Final = (
         "--engine unsloth, which repairs it; where Unsloth is not installed: pip install 'trl==1.16.0'",
     ),
     Trap(
-        {"trl": "<0.27", "transformers": ">=5"},
+        {"trl": f"<{OLDEST}"},
         "",
         tuple(METHODS),
-        "TRL before 0.27 cannot be imported beside transformers 5",
-        "pip install 'trl>=1.9,!=1.15.0'",
+        f"TRL is too old; {OLDEST} and later are driven",
+        UPGRADE,
     ),
     Trap(
         {"unsloth": "<2026.10.9", "gpu": ""},

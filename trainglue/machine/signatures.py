@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from trainglue import engines
 from trainglue.methods import method_named, resolve
-from trainglue.options import DECIDED, REMOVED, RENAMED, presets, where_it_went
+from trainglue.options import DECIDED, REMOVED, RENAMED, presets, refused, where_it_went
 
 REQUIRED = "required"
 
@@ -72,11 +72,13 @@ def api(method: str, *, engine: Literal["trl", "unsloth"] = "trl") -> Interface:
     Raises:
         UsageError: no such method, or the installed TRL does not have it.
     """
-    method_named(method)
+    kind = method_named(method)
     with tempfile.TemporaryDirectory() as folder:
         engines.choose(engine, folder)
         trainer, config = resolve(method)
-    ours = {name: where_it_went(name) for name in DECIDED} | {name: repr(x) for name, x in presets(method).items()}
+    ours = {name: where_it_went(name) for name in refused(kind)} | {
+        name: repr(x) for name, x in presets(method).items()
+    }
     options = tuple(replace(option, ours=ours.get(option.name, "")) for option in _accepted(config))
     known = {option.name for option in options}
     return Interface(

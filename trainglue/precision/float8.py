@@ -96,17 +96,6 @@ def left_alone(name: str, linear: nn.Linear, block: int) -> str:
     return f"size {odd[0]} is not a multiple of {block}" if odd else ""
 
 
-def plain(model: nn.Module) -> nn.Module:
-    """The same model with ordinary `nn.Linear` layers again, in place, around the same parameters.
-
-    A checkpoint needs none of this; a model that goes on in memory, to be merged and served, does.
-    """
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and is_fp8(module):
-            _put(model, name, _bare(nn.Linear, module).train(module.training))
-    return model
-
-
 def is_fp8(module: nn.Module) -> bool:
     """Whether a module is a converted layer."""
     return isinstance(module, TELinear) or type(module).__name__ == "Float8Linear"
@@ -283,9 +272,3 @@ def _advance_once(model: nn.Module, region: Callable[[], AbstractContextManager[
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, module)
-
-
-def _bare(kind: type[nn.Linear], linear: Any) -> nn.Linear:
-    made = kind(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-    made.weight, made.bias = linear.weight, linear.bias
-    return made

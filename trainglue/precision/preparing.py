@@ -11,22 +11,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def prepare(
-    model: nn.Module,
-    precision: str | Fp8,
-    *,
-    backend: str = "torchao",
-    recipe: str | None = None,
-    emulate: bool = False,
-) -> Conversion:
+def prepare(model: nn.Module, precision: str | Fp8) -> Conversion:
     """Turns a loaded model into one that computes in `precision`. Call it before PEFT and before the trainer is built.
 
     Only `fp8` changes the model: in place, layer by layer. Weights stay the same parameters: frozen ones stay frozen,
     tied ones tied, and a checkpoint has the names and numbers that it would have had.
 
     Args:
-        precision: one of `PRECISIONS`, or an `Fp8` with everything settled.
-        backend, recipe, emulate: see `Fp8`.
+        precision: one of `PRECISIONS`, or an `Fp8`; the word fp8 stands for `Fp8()`.
 
     Raises:
         UsageError: no such precision, or the model or the machine cannot do it.
@@ -37,8 +29,7 @@ def prepare(
     if isinstance(precision, Fp8) or precision == "fp8":
         from trainglue.precision import float8
 
-        asked = precision if isinstance(precision, Fp8) else Fp8(backend, recipe or "", emulate=emulate)
-        return float8.convert(model, asked)
+        return float8.convert(model, precision if isinstance(precision, Fp8) else Fp8())
     if precision == "fp8_weights":
         from trainglue.precision import float8
 

@@ -1,0 +1,79 @@
+"""What a template looks for in texts: the constants that decide, or None where something else does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from datakit.templates.environment import Environment
+from datakit.templates.looks import looked_for
+
+
+def constants(source: str) -> Any:
+    return looked_for(Environment().parse(source))
+
+
+def loop(body: str) -> str:
+    return "{% for m in messages %}" + body + "{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("{{ m.role }}{{ m.content | trim }}", set()),
+        ("{% if m.role == 'user' and m.content is string and m.content != '' %}{{ m.content }}{% endif %}", set()),
+        ("{% if '</think>' in m.content %}!{% endif %}", {"</think>"}),
+        ("{% if m['content'].startswith('<Tool>') %}!{% endif %}", {"<tool>"}),
+        ("{{ m.content.split('</think>')[-1] | trim }}", {"</think>"}),
+        ("{% set parts = m.content.split('|') %}{% if parts | length > 1 %}{{ parts[0] }}{% endif %}", {"|"}),
+        ("{{ m.content.strip('*') }}{{ m.content.lstrip('\\n') }}", {"*"}),
+        ("{{ m.content | replace('a', 'b') }}", {"a", "b"}),
+        ("{% set text = m.get('content') %}{% if text == 'stop' %}!{% endif %}", {"stop"}),
+        ("{% if m.content | lower == 'yes' %}!{% endif %}", {"yes"}),
+        ("{% if m.content | length > 0 %}!{% endif %}", set()),
+        ("{% for part in m.content %}{% if part.type == 'image' or 'image' in part %}!{% endif %}{% endfor %}", set()),
+        ("{% if 'content' in m and 'tool_calls' in m %}!{% endif %}", set()),
+        ("{% if '/no_think' in m.reasoning_content %}!{% endif %}", {"/no_think"}),
+        ("{% if messages[loop.index0 - 1].role == 'user' %}!{% endif %}", set()),
+        ("{% for k, v in m.items() %}{% if v == 'stop' %}!{% endif %}{% endfor %}", {"stop"}),
+        ("{% for k, v in m | items %}{% if v == 'stop' %}!{% endif %}{% endfor %}", {"stop"}),
+        ("{% if m['con' ~ 'tent'] == 'stop' %}!{% endif %}", {"stop"}),
+        ("{% for k in ['role', 'content'] %}{% if m[k] == 'stop' %}!{% endif %}{% endfor %}", {"stop"}),
+        ("{% if loop.previtem and 'x' in loop.previtem.content %}!{% endif %}", {"x"}),
+        ("{% set ns = namespace(t=m.content) %}{% if 'x' in ns.t %}!{% endif %}", {"x"}),
+        ("{% set t %}{{ m.content }}{% endset %}{% if 'x' in t %}!{% endif %}", {"x"}),
+        ("{% macro f(t) %}{% if 'x' in t %}!{% endif %}{% endmacro %}{{ f(m.content) }}", {"x"}),
+    ],
+)
+def test_constants(body, expected):
+    assert constants(loop(body)) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{% if m.content | length > 100 %}!{% endif %}",
+        "{% if m.content == messages[0].content %}!{% endif %}",
+        "{% if m.content == m.name %}!{% endif %}",
+        "{% if m.content[0] == 'x' %}!{% endif %}",
+        "{{ m.content[3:] }}",
+        "{{ m.content | first }}",
+        "{{ m.content | truncate(9) }}",
+        "{% if m.content is upper %}!{% endif %}",
+        "{{ m.content.split(eos_token)[0] }}",
+        "{% if m.content.isdigit() %}!{% endif %}",
+        "{% filter length %}{{ m.content }}{% endfilter %}",
+        "{{ 'x' * (m.content | length) }}",
+        "{% if m.content.split() | length > 3 %}!{% endif %}",
+    ],
+)
+def test_what_no_constant_says(body):
+    assert constants(loop(body)) is None
+
+
+def test_two_templates_look_for_what_either_does():
+    parse = Environment().parse
+    one, other = (parse(loop("{% if '" + word + "' in m.content %}!{% endif %}")) for word in ("a", "b"))
+    assert looked_for(one, other) == frozenset({"a", "b"})
+    assert looked_for(one, parse(loop("{{ m.content[1:] }}"))) is None
