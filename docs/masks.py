@@ -64,10 +64,12 @@ ends. That prompt is asked of the template, not guessed.
 
 **End.** The last visible character of the message's stretch: the token that ends the turn is trained, the line feed
 behind it is not. Some templates print that token with the next turn or behind the loop. Then the end is what this text
-and the conversation cut behind the turn agree on. Where a template prints no such token (`unended`), DK706 says so.
+and the conversation cut behind the turn agree on, without what begins a turn of that role anywhere. A turn that ends on
+a call ends as a plain answer in its place would, if that token stands there. Where a template prints no such token
+(`unended`), DK706 says so.
 
 **Law.** Inside a span there is nothing of another message, the tools or the arguments. Outside there is nothing that
-the assistant said, but for copies such as a tool's name over its result. What a span says must stand in the message
+the assistant said, but for copies of a part of a call, such as a tool's name over its result. What a span says must stand in the message
 that it belongs to. Else the row is refused.
 
 **Marks.** Where the template, or its training variant in TRL, marks what is generated (`{% generation %}`), prints the
@@ -76,7 +78,8 @@ role header or a line feed; they may not leave out the end of a turn.
 
 **Skeletons.** A proof teaches the fixed text around the messages of one shape. The next row of that shape is put
 together from it and from its own texts. If that equals what was rendered, the spans are known by counting. Any
-difference goes the long way.
+difference goes the long way, and so does a row that holds something that the template looks for in a text, such as
+`</think>`: the template may cut it out and print it again.
 
 The tests put a word that occurs nowhere else into every text of every conversation, also among texts that imitate the
 template; each must be inside the span of who said it and outside of all others. They compare with the masks of

@@ -225,9 +225,9 @@ def _check_words(method: Method, told: Mapping[str, Any], settings: Mapping[str,
     Raises:
         UsageError: with what to write instead.
     """
-    for data in (told["data"], told["eval_data"]):
-        if data is not None:
-            sources.check_path(data)
+    sources.check_path(told["data"])
+    if told["eval_data"] is not None:
+        sources.check_path(told["eval_data"])
     plain = {name: value for name, value in told.items() if isinstance(value, str | int | float | Mapping)}
     words.check_values(plain, "trainer()")
     words.check_method(method.name, [name for name, value in told.items() if value is not None], "trainer()")
