@@ -394,8 +394,8 @@ TWO: list[dict[str, Any]] = [
         pytest.param(
             NEXT_PASS_CLOSES,
             TWO,
-            "<|user|>one?<|asked|><|assistant|>[[ 1<|end|>]]<|user|>two?<|asked|><|assistant|>[[2]]",
-            id="closed by the pass of the next message only",
+            "<|user|>one?<|asked|><|assistant|>[[ 1]]<|end|><|user|>two?<|asked|><|assistant|>[[2]]",
+            id="what only another turn prints may be its beginning",
         ),
         pytest.param(
             CALLS_CLOSED_LATER,
@@ -411,6 +411,21 @@ TWO: list[dict[str, Any]] = [
             [TWO[0], {"role": "assistant", "content": ""}, *TWO[2:]],
             "<|user|>one?<|end|><|assistant|>[[<|end|>]]<|user|>two?<|end|><|assistant|>[[2<|end|>]]",
             id="an empty answer is closed as any other",
+        ),
+        pytest.param(
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}<tc>{{ m.tool_calls[0].function.name"
+            " | tojson }}{% if not loop.last %}, {{ m.tool_calls[0].id | tojson }}{% endif %}</tc>{% endif %}<|end|>"
+            "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+            [TWO[0], {"role": "assistant", "content": "", "tool_calls": [{"id": "7", "function": {"name": "f"}}]}],
+            '<|user|>one?<|end|><|assistant|>[[<tc>"f"</tc><|end|>]]',
+            id="a last call that is printed otherwise",
+        ),
+        pytest.param(
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ '<|return|><|stop|>' if loop.last else '<|end|>' }}"
+            "{% endfor %}",
+            TWO,
+            "<user>one?<|end|><assistant>[[ 1<|end|>]]<user>two?<|end|><assistant>[[2<|return|><|stop|>]]",
+            id="another end where nothing follows",
         ),
         pytest.param(
             MARKS_AROUND_ALL,
@@ -567,6 +582,14 @@ SKELETON = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %
             {"reasoning_content": "hm"},
             "own prompt ends",
             id="a thought, and no prompt",
+        ),
+        pytest.param(
+            "{% for m in messages %}{% if not loop.first and m.role == loop.previtem.role %}{{ raise_exception('turns') }}"
+            "{% endif %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>{{ m.reasoning_content or '' }}</think>"
+            "{% endif %}{{ m.content }}<|end|>\n{% endfor %}",
+            {"reasoning_content": "hm"},
+            "own prompt ends",
+            id="a thought, no prompt, and no two questions",
         ),
     ],
 )

@@ -288,7 +288,7 @@ def _adapters(model: Any) -> dict[str, Any] | None:
     """The LoraConfig of a model; None where all weights are trained."""
     if not hasattr(model, "peft_config"):
         return None
-    fields = model.peft_config["default"].to_dict()
+    fields = next(iter(model.peft_config.values())).to_dict()
     return {name: recorded(value) for name, value in fields.items() if name not in OF_PEFT}
 
 

@@ -34,9 +34,10 @@ class Sort(Enum):
     MESSAGE = "a message"
     LIST = "messages"
     NAMESPACE = "holds variables of any sort"
+    PARTS = "the parts of a text; of these `looks` knows"
 
 
-CLEAN, TEXT, MESSAGE, LIST, NAMESPACE = Sort
+CLEAN, TEXT, MESSAGE, LIST, NAMESPACE, PARTS = Sort
 
 SPECIAL: Final = frozenset(
     "loop namespace raise_exception range dict strftime_now cycler joiner lipsum random shuffle caller varargs kwargs "
@@ -84,16 +85,10 @@ def sight(tree: nodes.Template, pinned: bool = False) -> Sight:
         tree: its syntax tree.
         pinned: whether the time that it is told stays the same.
     """
-    try:
-        reader = _Reader(_macros(tree), FUNCTIONS | {"strftime_now"} if pinned else FUNCTIONS)
-        for _ in range(PASSES):
-            reader.learned = False
-            reader.body(tree.body)
-            if not reader.learned:
-                return Sight.TRIMS if reader.trims else Sight.PRINTS
-    except (Looks, RecursionError):
-        pass
-    return Sight.LOOKS
+    reader = Reader(pinned)
+    if not reader.reads(tree):
+        return Sight.LOOKS
+    return Sight.TRIMS if reader.trims else Sight.PRINTS
 
 
 def _macros(tree: nodes.Template) -> dict[str, nodes.Macro]:
@@ -106,7 +101,7 @@ def _macros(tree: nodes.Template) -> dict[str, nodes.Macro]:
     return {macro.name: macro for macro in macros}
 
 
-def _arguments(node: nodes.Call | nodes.Filter | nodes.Test) -> list[nodes.Node]:
+def arguments_of(node: nodes.Call | nodes.Filter | nodes.Test) -> list[nodes.Node]:
     if node.dyn_args or node.dyn_kwargs:
         raise Looks
     return [*node.args, *node.kwargs]
@@ -121,15 +116,32 @@ def _either(one: Sort, other: Sort) -> Sort:
     raise Looks
 
 
-class _Reader:
+class Reader:
     """Goes through a tree until the sorts of its variables are settled."""
 
-    def __init__(self, macros: dict[str, nodes.Macro], functions: frozenset[str]) -> None:
-        self.macros, self.functions = macros, functions
+    def __init__(self, pinned: bool) -> None:
+        self.macros: dict[str, nodes.Macro] = {}
+        self.functions = FUNCTIONS | {"strftime_now"} if pinned else FUNCTIONS
         self.names: dict[str, Sort] = {"messages": LIST}
         self.attributes: dict[str, Sort] = {}  # of namespaces, by name alone
         self.learned = False
         self.trims = False
+
+    def reads(self, tree: nodes.Template) -> bool:
+        """Whether nothing in a template is a look."""
+        try:
+            self.macros = _macros(tree)
+            for _ in range(PASSES):
+                self.learned = False
+                self.once(tree)
+                if not self.learned:
+                    return True
+        except (Looks, RecursionError):
+            pass
+        return False
+
+    def once(self, tree: nodes.Template) -> None:
+        self.body(tree.body)
 
     def learn(self, table: dict[str, Sort], name: str, sort: Sort) -> None:
         before = table.get(name, CLEAN)
@@ -278,7 +290,7 @@ class _Reader:
         return CLEAN if owner is CLEAN else self.look()
 
     def filter(self, node: nodes.Filter) -> Sort:
-        arguments, sort = _arguments(node), self.sort(node.node)
+        arguments, sort = arguments_of(node), self.sort(node.node)
         self.clean(*arguments)
         match sort:
             case Sort.CLEAN if node.name in OF_CLEAN:
@@ -295,7 +307,7 @@ class _Reader:
         raise Looks
 
     def test(self, node: nodes.Test) -> Sort:
-        self.clean(*_arguments(node))
+        self.clean(*arguments_of(node))
         if isinstance(node.node, nodes.Name) and node.name in ("defined", "undefined"):
             return CLEAN  # of any name, a special one too
         if (self.sort(node.node) is CLEAN and node.name in CLEAN_TESTS) or node.name in TYPE_TESTS:
@@ -317,7 +329,7 @@ class _Reader:
         raise Looks
 
     def call(self, node: nodes.Call) -> Sort:
-        arguments = _arguments(node)
+        arguments = arguments_of(node)
         match node.node:
             case nodes.Name(name="raise_exception"):
                 return CLEAN  # by places alone, so it is not reached where a row of the same roles was rendered

@@ -175,6 +175,11 @@ class Environment(ImmutableSandboxedEnvironment):
         except (jinja2.TemplateSyntaxError, TooLong):
             return Sight.LOOKS, None
 
+    def constants_of(self, source: str) -> frozenset[str]:
+        """The texts that a template which compiles may compare others with, in lower case, but for single letters."""
+        found = (node.value for node in self.parse(source).find_all(nodes.Const))
+        return frozenset(text.casefold() for text in found if isinstance(text, str) and len(text.strip()) > 1)
+
     def render_template(self, template: Compiled, variables: Variables) -> Any:
         """The text of one row.
 

@@ -7,275 +7,359 @@ something out of its text and print it again, and equal text would not mean equa
     {% if '</think>' in message.content %}{% set parts = message.content.split('</think>') %}    looks for </think>
     {% if message.content | length > 100 %}                                             looks at something else
 
-An expression counts as text if a content or a thought is read anywhere in it, or a variable that was given such a one.
-This errs on the side of text, which costs time and never correctness.
+It is found by the reader of `blind`, which is content with templates that look at no text. This one also allows what a
+constant decides: in a text without it, `in` is false, `split` gives the text itself, and so on. The text has to be
+*bare*, a message's own without any of the template's around it, for else the constant may come about where they meet.
+Whatever else is done with a text is a look, and then there are no constants to tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any, Final
 
 from jinja2 import nodes
 
-from datakit.templates.blind import TYPE_TESTS
+from datakit.templates.blind import CLEAN, MESSAGE, NAMESPACE, PARTS, SPECIAL, TEXT, Looks, Reader, Sort, arguments_of
 
-TEXTS: Final = frozenset({"content", "reasoning_content", "thinking", "reasoning"})
-"""Names of what people and models have said."""
-SPLITS: Final = frozenset({"split", "rsplit", "partition", "rpartition"})
-SEARCHES: Final = SPLITS.union("replace startswith endswith find index count removeprefix removesuffix".split())
 TRIMS: Final = frozenset({"strip", "lstrip", "rstrip"})
-SHOWS: Final = frozenset({"string", "safe", "trim", "default", "d", "tojson", "upper", "lower", "title", "capitalize"})
-"""Filters and methods that decide nothing; letters are compared without their case."""
-OF_PARTS: Final = frozenset({"first", "last", "list", "join", "length", "count", "reverse"})
-"""Filters that say nothing about a text but how often a constant stands in it, when used on the parts of a split."""
-OF_OTHERS: Final = frozenset({"selectattr", "rejectattr", "map", "dictsort", "items"})
-"""Filters that make nothing of a text: its letters have no keys."""
-
-
-class _Otherwise(Exception):
-    """A text is looked at in a way that no constant says."""
+CASES: Final = frozenset({"lower", "upper", "title", "capitalize"})
+"""Constants are compared without regard to case."""
+SPLITS: Final = frozenset({"split", "rsplit", "partition", "rpartition"})
+KINDS: Final = {"string": True, "iterable": True, "sequence": True, "defined": True, "mapping": False, "none": False}
+"""Tests of a text that is there."""
 
 
 def looked_for(*trees: nodes.Template) -> frozenset[str] | None:
-    """The constants that templates look for in texts, in lower case; None where they look at something else too."""
+    """The constants that templates look for in texts, in lower case; None where they look at something else too.
+
+    What changes by the day is no matter here, since every row is rendered.
+
+    Args:
+        trees: of one template and its twin.
+    """
     found: set[str] = set()
-    try:
-        for tree in trees:
-            found |= _Reader(tree).constants()
-    except (_Otherwise, RecursionError):
-        return None
+    for tree in trees:
+        reader = _Reader(tree)
+        if not reader.reads(tree):
+            return None
+        found |= reader.constants
     return frozenset(found)
 
 
-class _Reader:
-    """One template: which of its expressions hold text, and what these are asked."""
+class _Reader(Reader):
+    """Reads on where a constant decides, and keeps it."""
 
     def __init__(self, tree: nodes.Template) -> None:
-        self.tree = tree
-        self.rows = {"messages"}  # names of variables that may hold messages
-        self.texts: set[str] = set()  # names of variables that may hold text, and of attributes of namespaces
-        self.parts: set[str] = set()  # those that hold the parts of a split
-        self.items: set[str] = set()  # those that hold an item of a content: a part of another kind, or a letter
-        self.macros = {node.name: node for node in tree.find_all(nodes.Macro)}
-        self.keyed = {id(node.node) for node in tree.find_all(nodes.Getattr)}
-        self.keyed |= {id(node.node) for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
-        self.emptiness = {
-            id(node.expr)
-            for node in tree.find_all(nodes.Compare)
-            if isinstance(node.expr, nodes.Filter) and node.expr.name in ("length", "count")
-            if len(node.ops) == 1 and isinstance(node.ops[0].expr, nodes.Const) and node.ops[0].expr.value == 0
-        }
-        """Lengths that are compared with 0: no text of a row with a skeleton is empty."""
-        before = -1
-        while (known := sum(map(len, (self.rows, self.texts, self.parts, self.items)))) > before:
-            before = known
-            self._spread()
+        super().__init__(pinned=True)
+        self.constants: set[str] = set()
+        self.mixed: set[str] = set()  # names, and attributes of namespaces, that hold more than a message's own text
+        self.loose: set[tuple[str, str]] = set()  # arguments of macros that may be no text
+        self.inside: list[str] = []  # the macros that are being read
+        self.done: set[str] = set()  # those that were read in this pass
+        self.padded = False  # whether a macro prints white space around a text
+        self.speaks: set[str] = set()  # macros that print text
+        given = [node.node for node in tree.find_all(nodes.Assign) if getattr(node.target, "name", "") == "tools"]
+        others = [node for node in tree.find_all(nodes.Name) if node.name == "tools" and node.ctx != "load"]
+        self.set = bool(others)
+        self.none = len(others) == len(given) and all(map(_is_nothing, given))  # no value of `tools` counts as true
 
-    # ---------------------------------------------------------------- where text goes
+    def once(self, tree: nodes.Template) -> None:
+        self.done.clear()
+        super().once(tree)
 
-    def _spread(self) -> None:
-        for node in self.tree.find_all((nodes.Assign, nodes.AssignBlock, nodes.For, nodes.Call, nodes.CallBlock)):
-            match node:
-                case nodes.Assign(target=target, node=value):
-                    self._give(target, value)
-                case nodes.AssignBlock(target=target, body=body):
-                    self._give(target, *body)
-                case nodes.For(target=target, iter=over):
-                    self._give(target, over)
-                    if isinstance(target, nodes.Name) and self.is_text(over) and not self.is_parts(over):
-                        self.items.add(target.name)
-                case nodes.Call(node=nodes.Name(name=name), args=args, kwargs=kwargs):
-                    named = self.macros[name].args if name in self.macros else []
-                    for argument in named:
-                        self._give(argument, *args, *kwargs)
-                    if name == "namespace":
-                        for keyword in kwargs:
-                            self._give(nodes.Name(keyword.key, "store"), keyword.value)
-                case nodes.CallBlock(args=args, call=call):
-                    for argument in args:
-                        self._give(argument, call)
+    def ask(self, node: nodes.Node) -> None:
+        """Keep a constant that a text is asked for."""
+        if not isinstance(node, nodes.Const) or not isinstance(node.value, str) or not node.value:
+            raise Looks
+        if self.padded and node.value != node.value.strip():
+            raise Looks
+        self.constants.add(node.value.casefold())
 
-    def _give(self, target: nodes.Node, *values: nodes.Node) -> None:
-        names = {node.name for node in _walk(target) if isinstance(node, nodes.Name)}
-        names |= {node.attr for node in _walk(target) if isinstance(node, nodes.NSRef)}
-        if any(map(self._is_row, values)):
-            self.rows |= names
-        if any(map(self.is_text, values)):
-            self.texts |= names
-        if len(values) == 1 and self.is_parts(values[0]):
-            self.parts |= names
+    # ---------------------------------------------------------------- bare texts
 
-    def is_text(self, node: nodes.Node) -> bool:
-        """Whether a text may be read in an expression."""
-        for inner in _walk(node):
-            match inner:
-                case nodes.Const(value=name) | nodes.Getattr(attr=name) if name in TEXTS:
-                    return True
-                case nodes.Getattr(node=row, attr="items" | "values") if self._is_row(row):
-                    return True
-                case nodes.Filter(node=nodes.Name() as row, name="items" | "dictsort" | "tojson" | "string") if (
-                    self._is_row(row)
-                ):
-                    return True
-                case nodes.Name(name=name) | nodes.Getattr(attr=name) if name in self.texts:
-                    return True
-                case nodes.Getitem(arg=nodes.Const()):
-                    continue
-                case nodes.Getitem(arg=arg) if _constants([arg]):
-                    return True  # a key that is put together
-        return False
-
-    def _is_row(self, node: nodes.Node) -> bool:
-        """Whether an expression may be a message or several."""
+    def is_bare(self, node: Any) -> bool:
+        """Whether a text is a message's own, or a part of it."""
         match node:
-            case nodes.Name(name=name) | nodes.Getattr(attr=name) if name in self.rows:
-                return True
-            case nodes.Getattr(attr="previtem" | "nextitem"):
-                return True
-            case nodes.Getattr() | nodes.Call() | nodes.Compare() | nodes.Test():
+            case nodes.Name(name=name):
+                return name not in self.mixed
+            case nodes.Getattr(node=inner, attr=name) | nodes.Getitem(node=inner, arg=nodes.Const(value=str() as name)):
+                return self.sort(inner) is MESSAGE or (self.sort(inner) is NAMESPACE and name not in self.mixed)
+            case nodes.Filter(name="tojson"):
                 return False
-        return not _is_item(node) and any(map(self._is_row, node.iter_child_nodes()))
-
-    def is_parts(self, node: nodes.Node) -> bool:
-        """Whether an expression is the parts of a text that was split at a constant, or those of some other kind."""
-        match node:
-            case nodes.Filter(name="selectattr" | "rejectattr", args=[nodes.Const(value=str() as key), *_]):
-                return key not in TEXTS
-            case nodes.Call(node=nodes.Getattr(attr=name)) if name in SPLITS:
+            case nodes.Getitem(node=inner) | nodes.Filter(node=inner):
+                return inner is not None and self.is_bare(inner)
+            case nodes.Call(node=nodes.Name(name=name)):
+                return name in self.macros and name not in self.mixed
+            case nodes.Call(node=nodes.Getattr(node=inner)):
+                return self.sort(inner) is MESSAGE or self.is_bare(inner)
+            case nodes.CondExpr(expr1=one, expr2=other):
+                return all(part is None or self.is_bare(part) for part in (one, other))
+            case nodes.Or(left=left, right=right):
+                return self.is_bare(left) and self.is_bare(right)
+            case nodes.Const(value="" | None):
                 return True
-            case nodes.Name(name=name) | nodes.Getattr(attr=name):
-                return name in self.parts
-            case nodes.Getitem(arg=nodes.Slice()) | nodes.Filter(name="list" | "reverse" | "map"):
-                return node.node is not None and self.is_parts(node.node)
         return False
 
-    # ---------------------------------------------------------------- what it is asked
+    def _mix(self, name: str, *values: nodes.Node) -> None:
+        """Remember that a name holds other text too."""
+        texts = [value for value in values if self.sort(value) in (TEXT, PARTS)]
+        if name not in self.mixed and not all(map(self.is_bare, texts)):
+            self.mixed.add(name)
+            self.learned = True
 
-    def constants(self) -> set[str]:
-        found: set[str] = set()
-        for node in _walk(self.tree):
-            match node:
-                case nodes.Compare() if not self._is_of_key(node):
-                    found |= self._compared([node.expr, *(op.expr for op in node.ops)])
-                case nodes.Call(node=nodes.Getattr(node=inner, attr=name), args=args) if self.is_text(inner):
-                    found |= self._called(inner, name, args, node)
-                case nodes.Filter(node=inner, name=name, args=args) if inner is not None and self.is_text(inner):
-                    if id(node) not in self.emptiness:
-                        found |= self._filtered(inner, name, args)
-                case nodes.Test(node=inner, name=name, args=args) if name not in TYPE_TESTS and self.is_text(inner):
-                    found |= self._said(args)
-                case nodes.Getitem(node=inner, arg=arg) if self.is_text(inner):
-                    self._picked(node, inner, arg)
-                case nodes.FilterBlock(body=body, filter=nodes.Filter(name=name)) if name not in SHOWS:
-                    if any(map(self.is_text, body)):
-                        raise _Otherwise
-                case nodes.Mul() | nodes.Mod() | nodes.Div() | nodes.FloorDiv() | nodes.Sub() if self.is_text(node):
-                    if not self._counts(node):
-                        raise _Otherwise
-        return {constant.casefold() for constant in found}
+    def is_string(self, node: nodes.Node) -> bool:
+        """Whether an expression is a text for every plain row, and never another thing or nothing."""
+        match node:
+            case nodes.Const(value=str()) | nodes.Concat():
+                return True
+            case (
+                nodes.Getattr(node=inner, attr="content") | nodes.Getitem(node=inner, arg=nodes.Const(value="content"))
+            ):
+                return self.sort(inner) is MESSAGE
+            case nodes.Name(name=name) if self.inside:  # an argument that its macro does not set
+                macro = self.macros[self.inside[-1]]
+                names = [inner.name for inner in macro.find_all(nodes.Name) if inner.ctx == "store"]
+                own = name in [argument.name for argument in macro.args] and name not in names
+                return own and (macro.name, name) not in self.loose
+            case nodes.Filter(node=inner, name="trim" | "string"):
+                return inner is not None and self.is_string(inner)
+        return False
 
-    def _is_of_key(self, node: nodes.Compare) -> bool:
-        """Whether a part of a content is asked for its kind; a letter of a text has none."""
-        operator, right = node.ops[0].op, node.ops[0].expr
-        if operator in ("in", "notin") and isinstance(node.expr, nodes.Const) and self._is_row(right):
-            return not self.is_text(right)
-        if operator in ("in", "notin") and isinstance(right, nodes.Name) and right.name in self.items:
-            return isinstance(node.expr, nodes.Const) and len(str(node.expr.value)) > 1
-        return all(self._is_key(part) for part in (node.expr, *(op.expr for op in node.ops)) if self.is_text(part))
+    def _give(self, macro: nodes.Macro, node: nodes.Call) -> None:
+        """Learn what the arguments of a macro are given by a call."""
+        named = {keyword.key: keyword.value for keyword in node.kwargs}
+        values = dict(zip([argument.name for argument in macro.args], node.args, strict=False)) | named
+        for argument in macro.args:
+            value = values.get(argument.name)
+            if value is not None:
+                self._mix(argument.name, value)
+            if (macro.name, argument.name) not in self.loose and (value is None or not self.is_string(value)):
+                self.loose.add((macro.name, argument.name))
+                self.learned = True
 
-    def _is_key(self, node: Any) -> bool:
-        """`part.type` or `part["type"]`, of which a text has none."""
-        key = node.attr if isinstance(node, nodes.Getattr) else node.arg.value if _is_item(node) else "content"
-        return key not in TEXTS and key not in self.texts
+    def printed(self, parts: Sequence[nodes.Node]) -> None:
+        super().printed(parts)
+        for part in parts if self.inside else ():
+            if self.sort(part) is TEXT and self.inside[-1] not in self.speaks:
+                self.speaks.add(self.inside[-1])
+                self.learned = True
+            said = part.data if isinstance(part, nodes.TemplateData) else None
+            if said is not None and not said.strip():
+                self.padded |= bool(said)
+            elif self.inside[-1] not in self.mixed and not (self.sort(part) is TEXT and self.is_bare(part)):
+                self.mixed.add(self.inside[-1])
+                self.learned = True
 
-    def _counts(self, node: nodes.Node) -> bool:
-        """Whether an expression is made of the number of messages or parts, and not of a text."""
-        return not any(
-            self.is_text(leaf) and not (isinstance(leaf, nodes.Filter) and self._is_count(leaf))
-            for leaf in _leaves(node)
-        )
+    # ---------------------------------------------------------------- statements
 
-    def _is_count(self, node: nodes.Filter) -> bool:
-        return node.name in ("length", "count") and node.node is not None and self.is_parts(node.node)
+    def statement(self, node: nodes.Node) -> None:
+        match node:
+            case nodes.If(test=test, body=body, elif_=others, else_=rest):
+                return self._branch(test, body, others, rest)
+            case nodes.For(target=nodes.Name() as target, iter=over, body=body, else_=rest, test=None, recursive=False):
+                if self.sort(over) is PARTS:
+                    self.bind(target, TEXT)
+                    self._mix(target.name, over)
+                    return self.body([*body, *rest])
+            case nodes.Assign(target=nodes.Name(name=name) | nodes.NSRef(attr=name), node=value):
+                self._mix(name, value)
+            case nodes.For(iter=over, else_=rest, recursive=False) if self.known(over) is False:
+                return self.body(rest)
+            case nodes.Macro():
+                return None  # read where it is called from
+            case nodes.AssignBlock(target=nodes.Name(name=name) | nodes.NSRef(attr=name)):
+                self.learned |= name not in self.mixed
+                self.mixed.add(name)
+        return super().statement(node)
 
-    def _compared(self, operands: list[nodes.Expr]) -> set[str]:
-        if not any(self.is_text(part) and not self._counts(part) for part in operands):
-            return set()
-        if id(operands[0]) in self.emptiness:
-            return set()
-        said = [part.value for part in operands if isinstance(part, nodes.Const)]
-        if all(value in (None, "", True, False) for value in said) and len(said) == len(operands) - 1:
-            return set()
-        if any(isinstance(value, int | float) and not isinstance(value, bool) for value in said):
-            raise _Otherwise
-        return self._said([part for part in operands if not self.is_text(part)] or operands[:0])
+    def _branch(self, test: nodes.Node, body: list[nodes.Node], others: list[nodes.If], rest: list[nodes.Node]) -> None:
+        """Only the branch that a plain row can take, where its kind says which."""
+        known = self.known(test)
+        if known is None:
+            self.sort(test)
+        if known is not False:
+            self.body(body)
+        if known is True:
+            return
+        if others:
+            self._branch(others[0].test, others[0].body, others[1:], rest)
+        else:
+            self.body(rest)
 
-    def _called(self, inner: nodes.Expr, name: str, args: list[nodes.Expr], node: nodes.Node) -> set[str]:
-        if name in SEARCHES:
-            return self._said([arg for arg in args if not _is_number(arg)])
-        if name in TRIMS:
-            return {letter for text in self._said(args, none=True) for letter in text if not letter.isspace()}
-        if name in SHOWS or name in ("get", "items", "values", "keys", "append"):
-            return set()
-        raise _Otherwise
+    def known(self, test: nodes.Node) -> bool | None:
+        """What a test gives for every plain row, where it asks for the kind of a text, for tools or for other keys."""
+        match test:
+            case nodes.Name(name="tools"):
+                return False if self.none else None
+            case nodes.Test(node=nodes.Name(name="tools"), name=name, args=[]) if not self.set:
+                return {"none": True, "defined": True, "undefined": False}.get(name, False if name in KINDS else None)
+            case nodes.Test(node=nodes.Name(name=name)) if name in SPECIAL:
+                return None
+            case nodes.Test(node=inner, name=name, args=[]) if name in KINDS or name == "undefined":
+                if self._is_absent(inner):
+                    return name == "undefined"
+                text = self.sort(inner) is TEXT and self.is_string(inner)
+                return KINDS.get(name, False) if text else None
+            case nodes.Compare(
+                expr=nodes.Const(value=str() as key), ops=[nodes.Operand(op="in" | "notin" as op, expr=row)]
+            ):
+                return (key in ("role", "content")) == (op == "in") if self.sort(row) is MESSAGE else None
+            case nodes.Not(node=inner):
+                known = self.known(inner)
+                return None if known is None else not known
+            case nodes.And(left=left, right=right):
+                both = self.known(left), self.known(right)
+                return False if both[0] is False else True if both == (True, True) else None
+            case nodes.Or(left=left, right=right):
+                both = self.known(left), self.known(right)
+                return True if both[0] is True else False if both == (False, False) else None
+        return False if self._is_absent(test) else None
 
-    def _filtered(self, inner: nodes.Expr, name: str, args: list[nodes.Expr]) -> set[str]:
-        if name in SHOWS or (name in OF_PARTS and self.is_parts(inner)) or name in OF_OTHERS:
-            return set()
-        if name == "replace":
-            return self._said(args)
-        raise _Otherwise
+    def _is_absent(self, node: nodes.Node) -> bool:
+        """Whether an expression is the value of a key that no message of a plain row has."""
+        match node:
+            case (
+                nodes.Getattr(node=inner, attr=str() as key)
+                | nodes.Getitem(node=inner, arg=nodes.Const(value=str() as key))
+                | nodes.Call(node=nodes.Getattr(node=inner, attr="get"), args=[nodes.Const(value=str() as key)])
+            ):
+                loops = isinstance(inner, nodes.Name) and inner.name in SPECIAL
+                return (
+                    not loops
+                    and key not in ("role", "content")
+                    and not hasattr(dict, key)
+                    and self.sort(inner) is MESSAGE
+                )
+        return False
 
-    def _picked(self, node: nodes.Node, inner: nodes.Expr, arg: nodes.Expr) -> None:
-        """An item of a text would be a letter; one that is asked for a key is a part of another kind of content."""
-        key = isinstance(arg, nodes.Const) and isinstance(arg.value, str)
-        if not key and not self.is_parts(inner) and id(node) not in self.keyed and _is_position(arg):
-            raise _Otherwise
+    # ---------------------------------------------------------------- expressions
 
-    def _said(self, args: Iterable[nodes.Node], none: bool = False) -> set[str]:
-        """The constants of arguments that are nothing else."""
-        args = list(args)
-        found = _constants(args)
-        if not found and not none:
-            raise _Otherwise
-        if any(isinstance(inner, nodes.Name | nodes.Getattr | nodes.Call) for arg in args for inner in _walk(arg)):
-            raise _Otherwise
-        return {text for text in found if text}
+    def combined(self, node: Any) -> Sort:
+        match node:
+            case nodes.And(left=left) if self.known(left) is False:
+                return CLEAN
+            case nodes.Or(left=left) if self.known(left) is True:
+                return self.sort(left)
+            case nodes.CondExpr(test=test, expr1=one, expr2=other) if (known := self.known(test)) is not None:
+                taken = one if known else other
+                return CLEAN if taken is None else self.sort(taken)
+        return super().combined(node)
+
+    def compare(self, node: nodes.Compare) -> Sort:
+        if len(node.ops) == 1:
+            left, operator, right = node.expr, node.ops[0].op, node.ops[0].expr
+            match left, right:
+                case nodes.Filter(node=inner, name="length" | "count"), nodes.Const(value=0) if inner is not None:
+                    if self.sort(inner) is TEXT and self.is_bare(inner):
+                        return CLEAN  # no text of a plain row is empty
+            sorts = self.sort(left), self.sort(right)
+            if operator in ("in", "notin") and sorts == (CLEAN, TEXT) and self.is_bare(right):
+                self.ask(left)
+                return CLEAN
+            if operator in ("eq", "ne") and TEXT in sorts and CLEAN in sorts:
+                text, constant = (left, right) if sorts[0] is TEXT else (right, left)
+                if isinstance(constant, nodes.Const) and not isinstance(constant.value, str):
+                    return CLEAN  # no text is false, or a number
+                if self.is_bare(text) and not (isinstance(constant, nodes.Const) and constant.value == ""):
+                    self.ask(constant)
+                    return CLEAN
+        return super().compare(node)
+
+    def item(self, inner: nodes.Expr, where: nodes.Expr) -> Sort:
+        if self.sort(inner) is PARTS:
+            self.clean(*where.iter_child_nodes())
+            return PARTS if isinstance(where, nodes.Slice) else TEXT
+        return super().item(inner, where)
+
+    def filter(self, node: nodes.Filter) -> Sort:
+        inner = node.node
+        if inner is None:
+            raise Looks
+        sort, plain = self.sort(inner), not (node.args or node.kwargs or node.dyn_args or node.dyn_kwargs)
+        if sort is PARTS and plain:
+            return {"first": TEXT, "last": TEXT, "length": CLEAN, "count": CLEAN, "list": PARTS, "reverse": PARTS}.get(
+                node.name
+            ) or self.look()
+        if sort is CLEAN and node.name != "random":
+            self.clean(*arguments_of(node))
+            return CLEAN
+        if sort is TEXT and node.name == "tojson" and not node.args:
+            return TEXT
+        if sort is TEXT and self.is_bare(inner):
+            if (node.name in CASES and plain) or (node.name in ("default", "d") and _is_empty(node.args[:1])):
+                return TEXT
+            if node.name == "replace" and len(node.args) == 2 and not node.kwargs:
+                self.ask(node.args[0])
+                return TEXT
+        return super().filter(node)
+
+    def call(self, node: nodes.Call) -> Sort:
+        match node.node:
+            case nodes.Name(name="namespace"):
+                for keyword in node.kwargs:
+                    self._mix(keyword.key, keyword.value)
+            case nodes.Name(name=name) if name in self.macros:
+                self._give(self.macros[name], node)
+                super().call(node)
+                self._read(name)
+                return TEXT if name in self.speaks else CLEAN
+            case nodes.Getattr(node=inner, attr=name) if not isinstance(inner, nodes.Name) or inner.name != "loop":
+                if (
+                    self.sort(inner) is TEXT
+                    and self.is_bare(inner)
+                    and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
+                ):
+                    return self._asked(name, node.args)
+        return super().call(node)
+
+    def _read(self, name: str) -> None:
+        """A macro, once in a pass: what it is given is known by then, or in the next."""
+        if name not in self.done:
+            self.done.add(name)
+            self.inside.append(name)
+            super().statement(self.macros[name])
+            self.inside.pop()
+
+    def _asked(self, name: str, args: Sequence[nodes.Expr]) -> Sort:
+        """A method of a bare text."""
+        match name, args:
+            case "startswith" | "endswith", [constant]:
+                self.ask(constant)
+                return CLEAN
+            case _, [constant] if name in SPLITS:
+                self.ask(constant)
+                return PARTS
+            case _, [constant, nodes.Const(value=int())] if name in ("split", "rsplit"):
+                self.ask(constant)
+                return PARTS
+            case "replace", [constant, nodes.Const(value=str())]:
+                self.ask(constant)
+                return TEXT
+            case _, [nodes.Const(value=str() as letters)] if name in TRIMS:
+                self.constants |= {letter.casefold() for letter in letters if not letter.isspace()}
+                self.trims = True
+                return TEXT
+            case _, []:
+                if name in TRIMS | CASES:
+                    self.trims |= name in TRIMS
+                    return TEXT
+        raise Looks
 
 
-def _is_item(node: Any) -> bool:
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)
+def _is_empty(args: Sequence[nodes.Node]) -> bool:
+    return all(isinstance(arg, nodes.Const) and arg.value == "" for arg in args)
 
 
-def _walk(node: nodes.Node) -> Iterator[nodes.Node]:
-    yield node
-    for inner in node.iter_child_nodes():
-        yield from _walk(inner)
-
-
-def _leaves(node: nodes.Node) -> Iterator[nodes.Node]:
-    """The operands of arithmetic."""
-    if isinstance(node, nodes.BinExpr | nodes.UnaryExpr):
-        for inner in node.iter_child_nodes():
-            yield from _leaves(inner)
-    else:
-        yield node
-
-
-def _constants(args: Iterable[nodes.Node]) -> set[str]:
-    return {
-        inner.value
-        for arg in args
-        for inner in _walk(arg)
-        if isinstance(inner, nodes.Const) and isinstance(inner.value, str)
-    }
-
-
-def _is_number(arg: nodes.Node) -> bool:
-    return isinstance(arg, nodes.Const) and isinstance(arg.value, int)
-
-
-def _is_position(arg: Any) -> bool:
-    """Whether what stands in brackets can only be a place in a sequence."""
-    return isinstance(arg, nodes.Slice | nodes.Neg) or _is_number(arg)
+def _is_nothing(node: nodes.Node) -> bool:
+    """Whether `tools`, which a plain row does not have, stays none or empty by an assignment."""
+    match node:
+        case nodes.Const(value=value):
+            return not value
+        case nodes.Name(name="tools") | nodes.List(items=[]):
+            return True
+        case nodes.CondExpr(expr1=one, expr2=other):
+            return all(part is None or _is_nothing(part) for part in (one, other))
+        case nodes.Or(left=left, right=right):
+            return _is_nothing(left) and _is_nothing(right)
+    return False

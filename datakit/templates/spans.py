@@ -70,8 +70,8 @@ class Row:
         render: makes further renders of the same row.
         tools: its tool definitions, if any.
         kwargs: its template arguments, if any.
-        alike: whether its texts hold nothing that the template looks for, so that it goes the same way for all such
-            rows of the same roles.
+        alike: whether its texts hold none of the template's constants, so that its own text around the turns is that
+            of other such rows with the same outline.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -81,10 +81,20 @@ class Row:
     kwargs: Mapping[str, Any] | None = None
     alike: bool = False
 
-    def shape(self, number: int) -> tuple[Any, ...]:
-        """What the template's own text up to a message can depend on, where rows are alike."""
-        roles = tuple((message["role"], *message) for message in self.messages[: number + 1])
-        return roles, None if self.tools is None else str(self.tools), str(self.kwargs)
+    def outline(self, number: int) -> tuple[Any, ...]:
+        """All of the row up to a message but what its texts say."""
+        messages = tuple(
+            tuple((key, _outlined(key, value)) for key, value in message.items())
+            for message in self.messages[: number + 1]
+        )
+        return messages, None if self.tools is None else str(self.tools), str(self.kwargs)
+
+
+def _outlined(key: str, value: Any) -> Any:
+    """A value of a message without its texts: whether they are blank, and how many there are."""
+    if key in ("content", *REASONING, "tool_call_id", "id"):
+        return not value.strip() if isinstance(value, str) else (type(value).__name__, bool(value))
+    return (len(value), bool(value)) if isinstance(value, list) else str(value)
 
 
 class Proof(NamedTuple):
@@ -222,7 +232,7 @@ class Prover:
             return turn.start
         before = _data_before(row.output, turn.start)
         stretch = row.output.text[before : turn.start]
-        key = (stretch, *row.shape(turn.number))
+        key = (stretch, *row.outline(turn.number))
         at = self._openings.get(key) if row.alike else None
         if at is None:
             at = self._opening(stretch, turn.number, row)
@@ -300,10 +310,13 @@ class Prover:
         own = other.of(turn.number) if other is not None else []
         if other is None or not own:
             return len(closing)
-        behind = other.text[own[-1].end : _next_data(other, own[-1].end)]
-        cut = self._whole(closing, [behind], shared(closing, behind))
-        kept = len(closing[:cut].rstrip())
-        if kept == len(closing) and not behind[kept:].strip():
+        last = own[-1].end
+        behind = other.text[last : _next_data(other, last)]
+        kept = len(closing[: self._whole(closing, [behind], shared(closing, behind))].rstrip())
+        header = closing[kept:].strip()
+        if header and not (self._closer(closing[:kept]) and header in other.text[last + len(behind) :]):
+            return len(closing)  # an end of its own
+        if not header and not behind[kept:].strip():
             raise _Joined(f"the template prints what follows on assistant message {turn.number} together with its end")
         return kept
 
@@ -323,7 +336,7 @@ class Prover:
         first = self._control.match(behind.lstrip())
         if turn.field == "content" or first is None:
             return end
-        key = (turn.number, *row.shape(turn.number - 1))
+        key = (turn.number, *row.outline(turn.number - 1))
         usual = self._endings.get(key) if row.alike else None
         if usual is None:
             usual = self._usual_end(turn.number, row)
@@ -382,7 +395,7 @@ class Prover:
         return self._before_header(turn, at + len(closing), at, asked, row)
 
     def _before_header(self, turn: _Turn, end: int, at: int, output: Output, row: Row) -> int:
-        """An end without what the next message prints before any text of its role; with what it prints here only.
+        """An end without what the next message prints before any text of its role.
 
         Args:
             turn: the turn.
@@ -400,12 +413,7 @@ class Prover:
         behind = own[-1].end + at - turn.end
         if output.text[behind:begin].strip() or not text.endswith(first[1]) or not first[1].strip():
             return end
-        closing = text.removesuffix(first[1])
-        if not closing.strip():
-            return at
-        if end == at and output is row.output and self._is_one(closing):
-            return begin + len(closing.rstrip())
-        return end
+        return end if text.removesuffix(first[1]).strip() else at
 
 
 def _plain(row: Row, own: Sequence[Run]) -> bool:
@@ -443,11 +451,12 @@ def _is_of_any(head: str, number: int, prompt: Output, row: Row) -> bool:
     before = row.messages[:number]
     if prompt.text != row.render(before, False).text:
         return False
-    with suppress(Refused):
+    try:
         asked = row.render([*before, {"role": "user", "content": "x"}], False)
-        own = [run for run in asked.data if run.origin[0] == number]
-        return bool(own) and asked.text[_data_before(asked, own[0].start) : own[0].start].startswith(head)
-    return False
+    except Refused:
+        return True
+    own = [run for run in asked.data if run.origin[0] == number]
+    return bool(own) and asked.text[_data_before(asked, own[0].start) : own[0].start].startswith(head)
 
 
 def _data_before(output: Output, at: int) -> int:
@@ -677,13 +686,28 @@ def _squeezed(text: str) -> str:
 
 
 def leaves(value: Any) -> list[str]:
-    """The keys and texts in a value."""
+    """The texts in a value, and its keys."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
         return [leaf for key, item in value.items() for leaf in (key, *leaves(item))]
     if isinstance(value, list):
         return [leaf for item in value for leaf in leaves(item)]
+    return []
+
+
+KINDS: Final = ("role", "type", "id", "tool_call_id")
+"""Keys whose values are words of the format, or no words at all."""
+
+
+def said(value: Any) -> list[str]:
+    """The texts in a value that people, models and tools have written."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for key, item in value.items() if key not in KINDS for text in said(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in said(item)]
     return []
 
 

@@ -14,8 +14,8 @@ from datakit.templates.blind import Sight
 from datakit.templates.compiler import TrackedEnvironment, as_tracked
 from datakit.templates.environment import MAX_TEXT, Environment, Refused, variables
 from datakit.templates.output import Interval, Output, read
-from datakit.templates.skeletons import Skeletons, plain
-from datakit.templates.spans import Proof, Prover, Row, Unproven, leaves
+from datakit.templates.skeletons import Plain, Skeletons, plain
+from datakit.templates.spans import Proof, Prover, Row, Unproven, said
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -48,6 +48,7 @@ class Template:
         self.prover = Prover(ends)
         self.skeletons = Skeletons()
         self.sight, self.looked_for = self.environment.sight_of(source, twin)
+        self.constants = self.environment.constants_of(source)
         self.predicted = 0
 
     @cached_property
@@ -102,8 +103,7 @@ class Template:
             if made is not None and len(made[0]) <= MAX_TEXT:
                 self._look_at(made[0], messages, tools, kwargs)
                 return made
-        alike = self._is_alike(messages, tools)
-        if self.sight is Sight.LOOKS and not alike:
+        if simple is not None and self.sight is Sight.LOOKS and not self._goes_the_same_way(simple):
             simple = None
         text = self.render(messages, tools, kwargs)
         known = self.skeletons.match(simple, text) if simple is not None else None
@@ -122,7 +122,7 @@ class Template:
                 raise Unproven("the template prints text of unknown origin for a part of the conversation")
             return part
 
-        row = Row(messages, output, again, tools, kwargs, alike)
+        row = Row(messages, output, again, tools, kwargs, self._is_alike(messages))
         try:
             proof = self.prover.prove(row, self._marks(output, messages, tools, kwargs))
         except Refused as refused:
@@ -131,12 +131,17 @@ class Template:
             self.skeletons.learn(simple, output, proof)
         return text, proof
 
-    def _is_alike(self, messages: Messages, tools: Any) -> bool:
+    def _goes_the_same_way(self, row: Plain) -> bool:
         """Whether a row holds nothing that the template looks for, so that it goes the same way for all such rows."""
         if self.looked_for is None:
             return False
-        whole = "\0".join(leaves([messages, tools])).casefold()
+        whole = "\0".join(row.texts).casefold()
         return not any(constant in whole for constant in self.looked_for)
+
+    def _is_alike(self, messages: Messages) -> bool:
+        """Whether no constant of the template stands in a row."""
+        whole = "\0".join(said(list(messages))).casefold()
+        return not any(constant in whole for constant in self.constants)
 
     def _look_at(self, text: str, messages: Messages, tools: Any, kwargs: Mapping[str, Any] | None) -> None:
         """Render every 64th row whose text was predicted, and compare."""
