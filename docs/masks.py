@@ -69,8 +69,8 @@ a call ends as a plain answer in its place would, if that token stands there. Wh
 (`unended`), DK706 says so.
 
 **Law.** Inside a span there is nothing of another message, the tools or the arguments. Outside there is nothing that
-the assistant said, but for copies of a part of a call, such as a tool's name over its result. What a span says must stand in the message
-that it belongs to. Else the row is refused.
+the assistant said, but for copies of a part of a call, such as a tool's name over its result. What a span says must
+stand in the message that it belongs to. Else the row is refused.
 
 **Marks.** Where the template, or its training variant in TRL, marks what is generated (`{% generation %}`), prints the
 same text, and the marks keep the law, their borders are taken: people who wrote marks chose them. They may include a

@@ -23,15 +23,13 @@ from jinja2 import nodes
 from datakit.templates.blind import CLEAN, MESSAGE, NAMESPACE, PARTS, SPECIAL, TEXT, Looks, Reader, Sort, arguments_of
 
 TRIMS: Final = frozenset({"strip", "lstrip", "rstrip"})
-CASES: Final = frozenset({"lower", "upper", "title", "capitalize"})
-"""Constants are compared without regard to case."""
 SPLITS: Final = frozenset({"split", "rsplit", "partition", "rpartition"})
 KINDS: Final = {"string": True, "iterable": True, "sequence": True, "defined": True, "mapping": False, "none": False}
 """Tests of a text that is there."""
 
 
 def looked_for(*trees: nodes.Template) -> frozenset[str] | None:
-    """The constants that templates look for in texts, in lower case; None where they look at something else too.
+    """The constants that templates look for in texts; None where they look at something else too.
 
     What changes by the day is no matter here, since every row is rendered.
 
@@ -59,6 +57,9 @@ class _Reader(Reader):
         self.done: set[str] = set()  # those that were read in this pass
         self.padded = False  # whether a macro prints white space around a text
         self.speaks: set[str] = set()  # macros that print text
+        targets = [node.target.name for node in tree.find_all(nodes.For) if isinstance(node.target, nodes.Name)]
+        stored = [node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"]
+        self.rows = {name for name in targets if stored.count(name) == targets.count(name)}  # only loops give these
         given = [node.node for node in tree.find_all(nodes.Assign) if getattr(node.target, "name", "") == "tools"]
         others = [node for node in tree.find_all(nodes.Name) if node.name == "tools" and node.ctx != "load"]
         self.set = bool(others)
@@ -74,7 +75,7 @@ class _Reader(Reader):
             raise Looks
         if self.padded and node.value != node.value.strip():
             raise Looks
-        self.constants.add(node.value.casefold())
+        self.constants.add(node.value)
 
     # ---------------------------------------------------------------- bare texts
 
@@ -116,7 +117,7 @@ class _Reader(Reader):
             case (
                 nodes.Getattr(node=inner, attr="content") | nodes.Getitem(node=inner, arg=nodes.Const(value="content"))
             ):
-                return self.sort(inner) is MESSAGE
+                return self._is_there(inner)
             case nodes.Name(name=name) if self.inside:  # an argument that its macro does not set
                 macro = self.macros[self.inside[-1]]
                 names = [inner.name for inner in macro.find_all(nodes.Name) if inner.ctx == "store"]
@@ -124,6 +125,15 @@ class _Reader(Reader):
                 return own and (macro.name, name) not in self.loose
             case nodes.Filter(node=inner, name="trim" | "string"):
                 return inner is not None and self.is_string(inner)
+        return False
+
+    def _is_there(self, node: nodes.Expr) -> bool:
+        """Whether an expression is a message for every plain row: that of a loop, or the first."""
+        match node:
+            case nodes.Name(name=name):
+                return name in self.rows and self.sort(node) is MESSAGE
+            case nodes.Getitem(node=nodes.Name(name="messages"), arg=nodes.Const(value=0)):
+                return self.sort(node) is MESSAGE
         return False
 
     def _give(self, macro: nodes.Macro, node: nodes.Call) -> None:
@@ -146,6 +156,7 @@ class _Reader(Reader):
                 self.learned = True
             said = part.data if isinstance(part, nodes.TemplateData) else None
             if said is not None and not said.strip():
+                self.learned |= bool(said) and not self.padded
                 self.padded |= bool(said)
             elif self.inside[-1] not in self.mixed and not (self.sort(part) is TEXT and self.is_bare(part)):
                 self.mixed.add(self.inside[-1])
@@ -203,8 +214,9 @@ class _Reader(Reader):
                 return KINDS.get(name, False) if text else None
             case nodes.Compare(
                 expr=nodes.Const(value=str() as key), ops=[nodes.Operand(op="in" | "notin" as op, expr=row)]
-            ):
-                return (key in ("role", "content")) == (op == "in") if self.sort(row) is MESSAGE else None
+            ) if self.sort(row) is MESSAGE:
+                there = key in ("role", "content")
+                return None if there and not self._is_there(row) else there == (op == "in")
             case nodes.Not(node=inner):
                 known = self.known(inner)
                 return None if known is None else not known
@@ -287,7 +299,7 @@ class _Reader(Reader):
         if sort is TEXT and node.name == "tojson" and not node.args:
             return TEXT
         if sort is TEXT and self.is_bare(inner):
-            if (node.name in CASES and plain) or (node.name in ("default", "d") and _is_empty(node.args[:1])):
+            if node.name in ("default", "d") and _is_empty(node.args[:1]):
                 return TEXT
             if node.name == "replace" and len(node.args) == 2 and not node.kwargs:
                 self.ask(node.args[0])
@@ -337,13 +349,12 @@ class _Reader(Reader):
                 self.ask(constant)
                 return TEXT
             case _, [nodes.Const(value=str() as letters)] if name in TRIMS:
-                self.constants |= {letter.casefold() for letter in letters if not letter.isspace()}
+                self.constants |= {letter for letter in letters if not letter.isspace()}
                 self.trims = True
                 return TEXT
-            case _, []:
-                if name in TRIMS | CASES:
-                    self.trims |= name in TRIMS
-                    return TEXT
+            case _, [] if name in TRIMS:
+                self.trims = True
+                return TEXT
         raise Looks
 
 

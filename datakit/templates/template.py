@@ -135,7 +135,7 @@ class Template:
         """Whether a row holds nothing that the template looks for, so that it goes the same way for all such rows."""
         if self.looked_for is None:
             return False
-        whole = "\0".join(row.texts).casefold()
+        whole = "\0".join(row.texts)
         return not any(constant in whole for constant in self.looked_for)
 
     def _is_alike(self, messages: Messages) -> bool:
