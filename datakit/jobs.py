@@ -286,7 +286,8 @@ def _notes(proof: Proof, column: str, prompt: int = 0) -> list[Finding]:
         path = "tools" if number < 0 else place(number)
         notes.append(Finding("DK703", path, f"the template does not print the {FIELDS[part]}, or not all of it"))
     if proof.unended:
-        notes.append(Finding("DK706", place(proof.unended[0]), "the template prints no end of turn behind it"))
+        none = "no end of the turn stands behind it, or none that can be told from what follows"
+        notes.append(Finding("DK706", place(proof.unended[0]), none))
     return notes
 
 
