@@ -108,9 +108,10 @@ def test_weights_of_answers_are_refused(tmp_path):
 
 
 def test_the_mean_of_parts_is_the_mean_of_all():
-    from hypothesis import given
+    from hypothesis import given, settings
     from hypothesis import strategies as some
 
+    @settings(deadline=None)
     @given(some.lists(some.lists(some.floats(-100, 100), min_size=1, max_size=5), min_size=1, max_size=6))
     def law(parts):
         running = bco.RunningMean()

@@ -218,6 +218,7 @@ def test_a_model_with_adapters_already_is_converted_below_them():
     training=some.booleans(),
 )
 def test_te_layers_compute_what_linear_layers_do(shape, bias, training):
+    torch.manual_seed(0)
     linear = nn.Linear(16, 32, bias=bias)
     layer = te(linear).train(training)
     inputs = torch.randn(*shape, 16)
@@ -229,7 +230,7 @@ def test_te_layers_compute_what_linear_layers_do(shape, bias, training):
         results.append((output.detach(), own.grad, linear.weight.grad))
         linear.zero_grad(set_to_none=True)
     for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # sums of hundreds of rows, in another order
     assert layer.scaled == training
 
 
