@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+
 import pytest
+
+with suppress(ImportError):  # the environment of Unsloth is without it
+    from hypothesis import settings
+
+    settings.register_profile("unhurried", deadline=None)
+    settings.register_profile("thorough", deadline=None, max_examples=2000)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unhurried"))
 
 
 @pytest.fixture(scope="module")
