@@ -24,11 +24,11 @@ import torch
 from torch.nn import functional
 
 from datakit.errors import UsageError
+from datakit.schema import IGNORED
 
 STATE: Final = "running.json"
 """The file of a checkpoint that holds the running mean."""
 
-IGNORED: Final = -100
 NEEDED: Final = ("compute_ref_log_probs", "_save_optimizer_and_scheduler", "_load_optimizer_and_scheduler")
 
 

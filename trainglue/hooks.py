@@ -16,10 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from datakit.errors import DatakitError, UsageError
+from datakit.schema import IGNORED
 from trainglue.methods import Hook
-
-IGNORED: Final = -100
-"""The label of a token that is not trained, as in torch."""
 
 
 class OutOfMemory(DatakitError):

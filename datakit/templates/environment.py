@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -118,6 +118,20 @@ def _tojson(
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class Reading(NamedTuple):
+    """What is known of a template from its syntax tree.
+
+    Attributes:
+        sight: what it does with the texts of plain rows; with its twin the more.
+        looked_for: the constants that it looks for in them, None where it looks at something else too.
+        constants: all texts that it may compare others with, in lower case, but for single letters.
+    """
+
+    sight: Sight
+    looked_for: frozenset[str] | None
+    constants: frozenset[str]
+
+
 class Environment(ImmutableSandboxedEnvironment):
     """Jinja as chat templates know it.
 
@@ -160,25 +174,20 @@ class Environment(ImmutableSandboxedEnvironment):
         except (MemoryError, RecursionError, OverflowError, SyntaxError, ValueError) as error:
             raise Refused(f"it does not compile: {type(error).__name__}") from None
 
-    def sight_of(self, source: str, twin: str | None = None) -> tuple[Sight, frozenset[str] | None]:
-        """What a template that compiles, and its twin, do with texts, and what they look for in them.
-
-        Returns:
-            The sight, and the constants of `looked_for`.
-        """
+    def reading_of(self, source: str, twin: str | None = None) -> Reading:
+        """What a template that compiles, and its twin, do with texts."""
         pinned = self.now is not None
         try:
             with deadline():
                 trees = [self.parse(text) for text in (source, twin) if text is not None]
                 sights = [sight(tree, pinned) for tree in trees]
-                return (Sight.LOOKS if Sight.LOOKS in sights else sights[0]), looked_for(*trees)
+                found = [node.value for node in trees[0].find_all(nodes.Const) if isinstance(node.value, str)]
+                constants = frozenset(text.casefold() for text in found if len(text.strip()) > 1)
+                if Sight.LOOKS in sights:
+                    return Reading(Sight.LOOKS, looked_for(*trees), constants)
+                return Reading(sights[0], frozenset(), constants)
         except (jinja2.TemplateSyntaxError, TooLong):
-            return Sight.LOOKS, None
-
-    def constants_of(self, source: str) -> frozenset[str]:
-        """The texts that a template which compiles may compare others with, in lower case, but for single letters."""
-        found = (node.value for node in self.parse(source).find_all(nodes.Const))
-        return frozenset(text.casefold() for text in found if isinstance(text, str) and len(text.strip()) > 1)
+            return Reading(Sight.LOOKS, None, frozenset({""}))
 
     def render_template(self, template: Compiled, variables: Variables) -> Any:
         """The text of one row.

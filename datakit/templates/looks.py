@@ -62,8 +62,8 @@ class _Reader(Reader):
         self.rows = {name for name in targets if stored.count(name) == targets.count(name)}  # only loops give these
         given = [node.node for node in tree.find_all(nodes.Assign) if getattr(node.target, "name", "") == "tools"]
         others = [node for node in tree.find_all(nodes.Name) if node.name == "tools" and node.ctx != "load"]
-        self.set = bool(others)
-        self.none = len(others) == len(given) and all(map(_is_nothing, given))  # no value of `tools` counts as true
+        self.tools_set = bool(others)
+        self.no_tools = len(others) == len(given) and all(map(_is_nothing, given))  # no value of it counts as true
 
     def once(self, tree: nodes.Template) -> None:
         self.done.clear()
@@ -202,8 +202,8 @@ class _Reader(Reader):
         """What a test gives for every plain row, where it asks for the kind of a text, for tools or for other keys."""
         match test:
             case nodes.Name(name="tools"):
-                return False if self.none else None
-            case nodes.Test(node=nodes.Name(name="tools"), name=name, args=[]) if not self.set:
+                return False if self.no_tools else None
+            case nodes.Test(node=nodes.Name(name="tools"), name=name, args=[]) if not self.tools_set:
                 return {"none": True, "defined": True, "undefined": False}.get(name, False if name in KINDS else None)
             case nodes.Test(node=nodes.Name(name=name)) if name in SPECIAL:
                 return None
@@ -280,7 +280,8 @@ class _Reader(Reader):
 
     def item(self, inner: nodes.Expr, where: nodes.Expr) -> Sort:
         if self.sort(inner) is PARTS:
-            self.clean(*where.iter_child_nodes())
+            parts = where.iter_child_nodes() if isinstance(where, nodes.Slice) else [where]
+            self.clean(*parts)
             return PARTS if isinstance(where, nodes.Slice) else TEXT
         return super().item(inner, where)
 
@@ -288,20 +289,20 @@ class _Reader(Reader):
         inner = node.node
         if inner is None:
             raise Looks
-        sort, plain = self.sort(inner), not (node.args or node.kwargs or node.dyn_args or node.dyn_kwargs)
-        if sort is PARTS and plain:
+        arguments, sort = arguments_of(node), self.sort(inner)
+        self.clean(*arguments)
+        if sort is PARTS and not arguments:
             return {"first": TEXT, "last": TEXT, "length": CLEAN, "count": CLEAN, "list": PARTS, "reverse": PARTS}.get(
                 node.name
             ) or self.look()
         if sort is CLEAN and node.name != "random":
-            self.clean(*arguments_of(node))
             return CLEAN
         if sort is TEXT and node.name == "tojson" and not node.args:
             return TEXT
-        if sort is TEXT and self.is_bare(inner):
+        if sort is TEXT and self.is_bare(inner) and not node.kwargs:
             if node.name in ("default", "d") and _is_empty(node.args[:1]):
                 return TEXT
-            if node.name == "replace" and len(node.args) == 2 and not node.kwargs:
+            if node.name == "replace" and len(node.args) == 2:
                 self.ask(node.args[0])
                 return TEXT
         return super().filter(node)

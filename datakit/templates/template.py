@@ -47,8 +47,7 @@ class Template:
         self.compiled = self.environment.compile_template(source)
         self.prover = Prover(ends)
         self.skeletons = Skeletons()
-        self.sight, self.looked_for = self.environment.sight_of(source, twin)
-        self.constants = self.environment.constants_of(source)
+        self.sight, self.looked_for, self.constants = self.environment.reading_of(source, twin)
         self.predicted = 0
 
     @cached_property
