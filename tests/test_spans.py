@@ -503,7 +503,7 @@ def test_turns_without_an_end_are_told(source, spans, unended):
 # ---------------------------------------------------------------- refusals name a reason
 
 
-SKELETON = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 
 
 @pytest.mark.parametrize(
@@ -550,7 +550,7 @@ SKELETON = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %
             id="printed behind the loop, and a part of the text",
         ),
         pytest.param(
-            "# {{ messages[1].content }}\n" + SKELETON,
+            "# {{ messages[1].content }}\n" + TURNS,
             {},
             "outside its turn",
             id="an answer as the title",
