@@ -154,6 +154,7 @@ def load(
     dtype: str | None,
     longest: int,
     device: str,
+    checkpointing: bool,
     options: Mapping[str, Any],
     seed: int,
     reference: bool,
@@ -170,6 +171,7 @@ def load(
         dtype: of the weights, if not by the table above.
         longest: tokens of the longest row; Unsloth reserves them.
         device: cuda, cpu, ...
+        checkpointing: activations are computed again in the backward pass; Unsloth decides that here.
         options: for `from_pretrained`, such as attn_implementation.
         seed: of the weights of adapters and new heads.
         reference: whether a frozen copy may be needed; adapters are turned off instead.
@@ -192,7 +194,7 @@ def load(
     if not named and precision == "qlora" and not getattr(model, "is_loaded_in_4bit", False):
         raise UsageError("the model was loaded without 4 bits", "Give its path; trainglue loads it in nf4.")
     if named and engine == "unsloth" and method.head == "causal":
-        loaded = _load_unsloth(os.fspath(model), precision, lora, dtype, longest, options, seed)
+        loaded = _load_unsloth(os.fspath(model), precision, lora, dtype, longest, checkpointing, options, seed)
     else:
         loaded = Loaded(plain(model), peft_config(lora, method) if lora else None)
         whole = not lora and not hasattr(loaded.model, "peft_config")
@@ -289,6 +291,7 @@ def _load_unsloth(
     lora: int | Mapping[str, Any] | Any | None,
     dtype: str | None,
     longest: int,
+    checkpointing: bool,
     options: Mapping[str, Any],
     seed: int,
 ) -> Loaded:
@@ -296,6 +299,7 @@ def _load_unsloth(
 
     from trainglue import precision as precisions
 
+    activations = {"use_gradient_checkpointing": "unsloth" if checkpointing else False}
     given: dict[str, Any] = {
         "model_name": name,
         "max_seq_length": longest,
@@ -303,6 +307,7 @@ def _load_unsloth(
         "load_in_4bit": False,
         "full_finetuning": not lora,
         "use_exact_model_name": True,  # else a name of the Hub becomes that of another repository
+        **activations,
         **precisions.unsloth(precision, lora=bool(lora)),
         **options,
     }
@@ -312,9 +317,7 @@ def _load_unsloth(
             wanted = lora_fields(lora if isinstance(lora, int | Mapping) else _fields_of(lora))
             if wanted["target_modules"] == "all-linear":
                 wanted["target_modules"] = _linear_names(model)
-            model = FastLanguageModel.get_peft_model(
-                model, **wanted, use_gradient_checkpointing="unsloth", random_state=seed
-            )
+            model = FastLanguageModel.get_peft_model(model, **wanted, **activations, random_state=seed)
     except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
         first = next(iter(str(error).splitlines()), "")
         raise UsageError(

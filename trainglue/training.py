@@ -51,6 +51,8 @@ PASSED: Final = frozenset(
 )
 """What TRL passes to a reward function beside the columns."""
 
+SCALAR: Final = (str, int, float)
+
 Folder = str | os.PathLike[str]
 Reward = str | Callable[..., Any]
 
@@ -172,6 +174,7 @@ def trainer(
         dtype=dtype,
         longest=longest,
         device=device,
+        checkpointing=bool(config.gradient_checkpointing),
         options=model_options,
         seed=config.seed,
         reference=not getattr(config, "precompute_ref_log_probs", False),
@@ -186,7 +189,7 @@ def trainer(
 
     parts = {"peft_config": loaded.peft_config, "ref_model": loaded.reference, "reward_funcs": scoring or None}
     of_trainer |= {name: part for name, part in parts.items() if part is not None}
-    meant = {name: value for name, value in config.to_dict().items() if name in {*defaults, *of_config}}
+    meant = {name: value for name, value in arguments.items() if name in {*defaults, *of_config}}
     made = _built(
         hooks.adapted(trainer_class, kind.hook),
         {
@@ -504,13 +507,16 @@ def _weights(loaded: Loaded, ref_model: Any) -> dict[str, str]:
 
 
 def _changed(made: Any, meant: Mapping[str, Any]) -> list[str]:
-    """A sentence for each option that a trainer has changed while it was built, as Unsloth's do.
+    """A sentence for each option that the config or the trainer has changed while it was built, as Unsloth's do.
+
+    Words that transformers makes lists or objects of, such as those of `report_to`, are not compared.
 
     Raises:
         UsageError: it changed the number format.
     """
     now = made.args.to_dict()
-    changed = [name for name, value in meant.items() if now.get(name, value) != value]
+    plain = [name for name, value in meant.items() if isinstance(value, SCALAR) and isinstance(now.get(name), SCALAR)]
+    changed = [name for name in plain if now[name] != meant[name]]
     if formats := {"bf16", "fp16"}.intersection(changed):
         told = ", ".join(f"{name} = {now[name]}" for name in sorted(formats))
         raise UsageError(f"{type(made).__name__} trains in another precision than asked for: {told}", "Ask for that.")

@@ -118,6 +118,15 @@ def test_the_model_that_was_named_is_loaded_and_no_other(made, tmp_path, monkeyp
     assert given["use_exact_model_name"] is False
 
 
+@pytest.mark.parametrize("lora", [4, None], ids=["lora", "full"])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_activations_are_kept_where_that_is_asked_for(wanted, lora, made, tmp_path):
+    ours = built("sft", made, tmp_path / "run", lora=lora, gradient_checkpointing=wanted)
+    ours.train()
+    flags = {bool(m.gradient_checkpointing) for m in ours.model.modules() if hasattr(m, "gradient_checkpointing")}
+    assert flags == {wanted}
+
+
 def test_it_is_unsloth_that_trains(made, tmp_path):
     import trl
 
