@@ -40,13 +40,35 @@ Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Iterable[Ma
 """Names, or rows: a `datasets.Dataset`, or any iterable of dicts."""
 
 
+ROWS_OF: Final = {"to_pylist": "to_pylist()", "iter_rows": "iter_rows(named=True)", "iloc": "to_dict('records')"}
+"""What tables of pyarrow, polars and pandas have and nothing else has, and the call that gives their rows."""
+
+
 def named(inputs: Inputs) -> tuple[list[str], Iterable[Any] | None]:
     """The inputs as words, or as rows."""
     if isinstance(inputs, str | os.PathLike):
         return [os.fspath(inputs)], None
     if isinstance(inputs, list | tuple) and all(isinstance(x, str | os.PathLike) for x in inputs):
         return [os.fspath(x) for x in inputs], None
+    _check_rows(inputs)
     return [], inputs
+
+
+def _check_rows(inputs: Any) -> None:
+    """Refuse what is a table or a set of splits: its elements are columns or names.
+
+    Raises:
+        UsageError: with what gives its rows.
+    """
+    if isinstance(inputs, Mapping):
+        names = ", ".join(repr(name) for name in list(inputs)[:3])
+        raise UsageError(
+            f"a {type(inputs).__name__} with {names}, where rows are expected",
+            "Hand over one of its values, such as data['train'], or a list of rows.",
+        )
+    for method, call in ROWS_OF.items():
+        if hasattr(inputs, method):
+            raise UsageError(f"a {type(inputs).__name__}, where rows are expected", f"Hand over data.{call}.")
 
 
 def _workers(count: int | None) -> int:

@@ -18,6 +18,7 @@ from orjson import dumps
 
 from datakit.checks.content import damaged, media_tags
 from datakit.checks.preference import count_pair
+from datakit.checks.structure import PROMPT, prompt_left
 from datakit.formats.declare import Record, Row
 from datakit.schema import ARROW, ID, IS_JSON, META, OPTIONAL, ROW, SOURCE, Layout, Type
 from datakit.tally import PLACES, Tally
@@ -109,16 +110,21 @@ class Encoded:
 
 def _see_rests(kept: Kept, tally: Tally) -> None:
     """Count the rows with keys that no column took, and name the first of them."""
-    with_rest = [index for index, rest in enumerate(kept.rests) if rest]
+    rows = zip(kept.records, kept.rests, strict=True)
+    with_rest = [
+        index
+        for index, (record, rest) in enumerate(rows)
+        if rest and (PROMPT.isdisjoint(rest) or names_left(record, rest))
+    ]
     if with_rest:
-        places = [[*kept.origins[at], "", names_left(kept.rests[at])] for at in with_rest[:PLACES]]
+        places = [[*kept.origins[at], "", names_left(kept.records[at], kept.rests[at])] for at in with_rest[:PLACES]]
         tally.see_many("DK107", len(with_rest), places)
 
 
-def names_left(rest: Row) -> str:
-    """The keys that no column took; those of turns with the column that they stand in, as in `messages[].mood`."""
+def names_left(record: Record, rest: Row) -> str:
+    """The keys that no column took and DK128 does not name; those of turns as in `messages[].mood`."""
     turns = rest.get("dk_turns")
-    names = set(map(str, rest))
+    names = set(map(str, rest)).difference(prompt_left(record, rest))
     if isinstance(turns, dict) and all(isinstance(keys, dict) for keys in turns.values()):
         names.discard("dk_turns")
         names |= {f"{re.sub('[0-9]+', '', path)}.{key}" for path, keys in turns.items() for key in keys}

@@ -15,6 +15,9 @@ DatakitError             exit code, one sentence, and a hint with the next step
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DatakitError(Exception):
     """Base of every error that datakit raises on purpose.
@@ -42,9 +45,14 @@ class UsageError(DatakitError):
 
 
 class CannotJudge(DatakitError):
-    """The input could not be read to its end or understood."""
+    """The input could not be read to its end or understood.
+
+    Attributes:
+        path: the input, where it is one file or folder.
+    """
 
     exit_code = 3
+    path: str | None = None
 
 
 class UnreadableInput(CannotJudge):
@@ -85,3 +93,22 @@ class InternalError(DatakitError):
     """A promise of this program does not hold. Nothing is committed when this is raised."""
 
     exit_code = 70
+
+
+@contextmanager
+def one_of_inputs(path: str, others: int) -> Iterator[None]:
+    """While one input is read: an error names it, and says that it ended the judgement of the others.
+
+    Args:
+        others: how many other inputs there are.
+    """
+    try:
+        yield
+    except CannotJudge as error:
+        if error.path is None:
+            error.path = path
+            if others:
+                left = f"The other {f'{others:,} inputs were' if others > 1 else 'input was'} not judged"
+                way = "to go on without this one, name only the others, or move it out of the folder."
+                error.hint = f"{error.hint}\n{left}; {way}".lstrip("\n")
+        raise

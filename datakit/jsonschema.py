@@ -213,13 +213,16 @@ def report() -> Schema:
                 "complete": {"type": "boolean"},
                 "exit_code": {"enum": [0, 1, 2, 3, 4, 70, 75, 130, 143]},
                 "verdict": STRING,
+                "failed_by": _list(STRING),
                 "output": _or_null(STRING),
                 "content_id": _or_null(SHA256),
                 "inputs": _list(INPUT),
                 "detection": _list({"type": "object"}),
                 "ledger": {"anyOf": [LEDGER, {"type": "object", "maxProperties": 0}]},
                 "facts": {"type": "object"},
-                "error": _or_null(_object({"type": STRING, "message": STRING, "hint": STRING})),
+                "error": _or_null(
+                    _object({"type": STRING, "path": _or_null(STRING), "message": STRING, "hint": STRING})
+                ),
             }
         ),
     }

@@ -21,6 +21,7 @@ from typing import Any, Final
 import orjson
 
 from datakit.findings import BadRow, Finding, shown
+from datakit.reading.rows import load_text
 
 Message = dict[str, Any]
 
@@ -142,7 +143,8 @@ def read_turn(value: object, turn: Turn, context: Context, path: str, calls: Cal
         calls.open.clear()  # what was not answered before the next question is not answered after it
     if role == CALL:
         message["content"] = ""
-        message["tool_calls"] = _calls_in_text(_take(rest, (turn.content, *CONTENT_KEYS)), context, path, calls)
+        key = next((key for key in (turn.content, *CONTENT_KEYS) if key in rest), turn.content)
+        message["tool_calls"] = _calls_in_text(rest.pop(key, None), context, path, key, calls)
     elif turn.content in rest or any(key in rest for key in CONTENT_KEYS):
         _read_content(_take(rest, (turn.content, *CONTENT_KEYS)), message, context, path, calls)
     _read_reasoning(rest, message, path)
@@ -221,19 +223,19 @@ def read_parts(
         elif kind == "reasoning" and isinstance(part.get("value"), str):
             reasoning.append(part["value"])
         elif kind == "tool_call" and "value" in part:
-            tool_calls.extend(_calls_in_text(part["value"], context, here, calls))
+            tool_calls.extend(_calls_in_text(part["value"], context, here, "value", calls))
         else:
             plain = False
             parts.append(part)
     return parts, reasoning, tool_calls, plain
 
 
-def _calls_in_text(text: object, context: Context, path: str, calls: Calls) -> list[dict[str, Any]]:
+def _calls_in_text(text: object, context: Context, path: str, key: str, calls: Calls) -> list[dict[str, Any]]:
     """Tool calls written as JSON text: `{"name": ..., "arguments": {...}}` or a list of them."""
     value = text
     if isinstance(text, str):
         try:
-            value = orjson.loads(text)
+            value = load_text(text, f"{path}.{key}")
         except orjson.JSONDecodeError:
             raise BadRow("DK302", path, f"a tool call that is not JSON: {shown(text)}") from None
     values = value if isinstance(value, list) else [value]
@@ -244,13 +246,13 @@ def _calls_in_text(text: object, context: Context, path: str, calls: Calls) -> l
 
 def _call_alone(value: object, context: Context, path: str, calls: Calls) -> dict[str, Any]:
     """One tool call; the keys that it had besides are left to the context."""
-    call, left = read_call(value, path, calls)
+    call, left = read_call(value, context, path, calls)
     if left:
         context.leave(path, left)
     return call
 
 
-def read_call(value: object, path: str, calls: Calls) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_call(value: object, context: Context, path: str, calls: Calls) -> tuple[dict[str, Any], dict[str, Any]]:
     """One tool call in OpenAI's shape, and the keys that it had besides.
 
     Accepts `{id, type, function: {name, arguments}}`, `{name, arguments}` and Llama Stack's
@@ -265,7 +267,12 @@ def read_call(value: object, path: str, calls: Calls) -> tuple[dict[str, Any], d
     name = _take(left, ("name", "tool_name"))
     if not isinstance(name, str) or not name:
         raise BadRow("DK302", path, f"a tool call without a name: {shown(value)}")
-    arguments = read_arguments(_take(left, ("arguments", "parameters")), path)
+    key = "parameters" if "parameters" in left and "arguments" not in left else "arguments"
+    given = left.pop(key, None)
+    here = f"{path}.{key}" if inner is value else f"{path}.function.{key}"
+    if given is None or given == "":
+        context.note("DK313", here, f"{'no' if given is None else 'empty'} arguments; {{}} was written")
+    arguments = read_arguments(given, here)
     rest = left if inner is value else {**value, "function": left}
     rest = {k: v for k, v in rest.items() if k not in ("id", "call_id", "type", "index") and (k != "function" or v)}
     id = calls.call(value.get("id") or value.get("call_id"), name)
@@ -278,10 +285,9 @@ def read_arguments(value: object, path: str) -> dict[str, Any]:
         return {}
     if isinstance(value, str):
         try:
-            parsed = orjson.loads(value)
+            value = load_text(value, path)
         except orjson.JSONDecodeError:
             raise BadRow("DK302", path, f"arguments that are not JSON: {shown(value)}") from None
-        value = parsed
     if not isinstance(value, dict):
         raise BadRow("DK302", path, f"arguments must be an object, found {shown(value)}")
     return value
@@ -304,7 +310,7 @@ def _read_tool_calls(rest: Message, message: Message, context: Context, path: st
         return
     if isinstance(values, str):
         try:
-            values = orjson.loads(values)
+            values = load_text(values, f"{path}.tool_calls")
         except orjson.JSONDecodeError:
             raise BadRow("DK302", f"{path}.tool_calls", f"tool_calls that are not JSON: {shown(values)}") from None
     if values is not None and not isinstance(values, list):
@@ -312,7 +318,7 @@ def _read_tool_calls(rest: Message, message: Message, context: Context, path: st
     read: list[dict[str, Any]] = message.get("tool_calls", [])
     for index, value in enumerate(values or []):
         here = f"{path}.tool_calls[{index}]"
-        call, left = read_call(value, here, calls)
+        call, left = read_call(value, context, here, calls)
         if isinstance(value, dict) and "function" in value and not value.get("id"):
             context.note("DK306", here, f"a call without an id; {call['id']} was given")
         if left:
@@ -357,7 +363,7 @@ def read_tools(value: object, path: str = "tools") -> list[dict[str, Any]] | Non
         if not value.strip():
             return None
         try:
-            value = orjson.loads(value)
+            value = load_text(value, path)
         except orjson.JSONDecodeError:
             raise BadRow("DK301", path, f"tools that are not JSON: {shown(value)}") from None
     if value is None or value == []:

@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from datakit.checks import CHECKS, LETTER, check_roles
-from datakit.checks.structure import MEDIA
+from datakit.checks.structure import MEDIA, PROMPT
 from datakit.checks.turns import BLANK
 from datakit.formats.declare import Format, Row
 from datakit.messages import Message
@@ -37,7 +37,7 @@ def reader(format: Format, kind: str) -> Reader | None:
     if not simple or not only_messages or "assistant" in format.columns or checked:
         return None
     column = format.columns["messages"]
-    beside = (format.taken | MEDIA) - {column}
+    beside = (format.taken | MEDIA | PROMPT) - {column}
     role_of, text_of = itemgetter(format.turn.role), itemgetter(format.turn.content)
     first_of, words = itemgetter(0), format.turn.plain
     shows_nothing = frozenset(BLANK)

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from datakit import __version__, checks
 from datakit.detection import Detection, detect_rows, known_rows
-from datakit.errors import AmbiguousFormat, NoManifest, UnknownFormat, UnreadableInput, UsageError
+from datakit.errors import AmbiguousFormat, NoManifest, UnknownFormat, UnreadableInput, UsageError, one_of_inputs
 from datakit.formats import FORMATS, find, mapping
 from datakit.formats.declare import Format, Row, leftover
 from datakit.formats.reshape import reaches
@@ -199,9 +199,13 @@ def open_sources(
             for path in paths:
                 add(split if request.splits else _split_of_reject(path) or split, Source(path, "rejects"))
         return splits, found
-    for split, paths in sources.assign_splits(request.inputs, request.splits).items():
+    named = sources.assign_splits(request.inputs, request.splits)
+    others = sum(map(len, named.values())) - 1
+    for split, paths in named.items():
         for path in paths:
-            for source in _open(path, folder):
+            with one_of_inputs(path, others):
+                opened = _open(path, folder)
+            for source in opened:
                 own = source.split if source.split and not request.splits else split
                 add(own, source)
     return splits, found
@@ -360,13 +364,17 @@ def make(request: Request, objects: Iterable[Any] | None, folder: Path, ask: Ask
     own = mapping.load(request.map) if request.map is not None else None
     words = own if isinstance(own, mapping.Words) else None
     given = own if isinstance(own, Format) else find(request.format) if request.format else None
-    samples = [[] if source.how == "shards" else sample(source, ask) for source in found]
+    samples = []
+    for source in found:
+        with one_of_inputs(source.path, len({each.path for each in found}) - 1):
+            samples.append([] if source.how == "shards" else sample(source, ask))
     formats: list[Format | None] = []
     detections: list[Detection | None] = []
     for source, rows in zip(found, samples, strict=True):
         detection = None
         if source.how != "shards" and given is None and rows:
-            detection = _detect(source, rows, target, words)
+            with one_of_inputs(source.path, len({each.path for each in found}) - 1):
+                detection = _detect(source, rows, target, words)
         elif isinstance(own, Format) and source.how not in ("shards", "rejects"):
             where = "map" if isinstance(request.map, Mapping) else f"--map {request.map}"
             mapping.check_columns(own, rows, source.path, where)

@@ -41,6 +41,8 @@ CONTROL: Final = ("error", "escape", "quarantine", "allow")
 TRAIN_ON: Final = ("all", "last", "tagged", "everything")
 SAMPLE: Final = 256
 """Texts on which the two engines are compared."""
+MARKED: Final = re.compile(r"\{%[-+]?\s*generation\b")
+"""A template that says itself what is generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,8 @@ def make(request: FormatRequest, pool: Pool, encode: bool = True) -> FormatPlan:
     if "images" in optional and method.ids:
         raise UsageError(
             f"{found[0].path}: rows with images",
-            "Pixels are prepared by the model's processor while it trains; hand the canonical shards to the trainer.",
+            "Pixels are prepared by the model's processor while it trains; TRL's own trainers take "
+            "datakit.load(folder).to_datasets() with messages and images.",
         )
     tokenizer = load_tokenizer(request.tokenizer)
     template, tool_template = _templates(request, tokenizer, source)
@@ -226,6 +229,12 @@ def make(request: FormatRequest, pool: Pool, encode: bool = True) -> FormatPlan:
             f"the chat template uses {', '.join(found_out['changing'])}, so its text depends on when it is rendered; "
             "pin it with --now"
         )
+    labelled = method.ids == "sft" and not request.render_only
+    if labelled and template is not None and not MARKED.search(template) and find_spec("trl") is None:
+        plan.notes.append(
+            "TRL is not installed, so it is not known whether a training variant of this template marks more of its "
+            "fixed text, such as a line feed behind the end of a turn; with TRL those tokens may be trained too"
+        )
     return plan
 
 
@@ -237,8 +246,7 @@ def _open(inputs: Sequence[str]) -> tuple[dict[str, list[int]], list[Source], di
     splits: dict[str, list[int]] = {}
     first: dict[str, Any] = {}
     for folder in inputs:
-        if not (Path(folder) / manifests.NAME).is_file():
-            raise UsageError(f"{folder} is not a folder of shards", f"First: datakit convert {folder} -o shards/")
+        manifests.check_folder(folder)
         for source in open_folder(folder):
             splits.setdefault(source.split or "train", []).append(len(found))
             found.append(source)

@@ -105,13 +105,14 @@ class Report:
     complete: bool = False
     exit_code: int = 0
     verdict: str = ""
+    failed_by: list[str] = field(default_factory=list)
     output: str | None = None
     content_id: str | None = None
     inputs: list[dict[str, Any]] = field(default_factory=list)
     detection: list[dict[str, Any]] = field(default_factory=list)
     ledger: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    error: dict[str, str] | None = None
+    error: dict[str, str | None] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with the report's version."""
@@ -121,6 +122,11 @@ class Report:
         value["findings"] = [{f.name: getattr(s, f.name) for f in fields(s)} for s in self.findings]
         return value
 
+    def fail_by(self, failed: Sequence[Summary], verdict: str = "") -> None:
+        """The data fails by these findings."""
+        self.exit_code, self.failed_by = 1, [summary.id for summary in failed]
+        self.verdict = verdict or f"failed by {', '.join(f'{s.id} {s.name}' for s in failed)}"
+
     def raise_for_status(self) -> None:
         """Raise where the data failed.
 
@@ -128,14 +134,14 @@ class Report:
             DataFailed: `exit_code` is not 0; the message names the first places.
         """
         if self.exit_code:
-            seen = [_told(summary) for summary in self._decisive()]
+            seen = [_told(summary) for summary in self.decisive()]
             seen += [f"{safe(entry['path'])}: {entry['what']}" for entry in self.facts.get("mismatches", [])]
             message = "\n  ".join([f"{self.command}: {self.verdict}", *seen[:3]])
             raise DataFailed(message, "The report holds the rest.")
 
-    def _decisive(self) -> list[Summary]:
-        """The findings that a failure is about: errors, else warnings."""
-        return self.errors() or [summary for summary in self.findings if summary.severity == "warning"]
+    def decisive(self) -> list[Summary]:
+        """The findings that a failure is about."""
+        return [summary for summary in self.findings if summary.id in self.failed_by]
 
     def errors(self) -> list[Summary]:
         return [summary for summary in self.findings if summary.severity == "error"]
@@ -177,7 +183,7 @@ def summarise(tally: Tally, severities: Mapping[str, str], whole: Sequence[SetFi
         summary = found.setdefault(id, Summary(id, CHECKS[id].name, severities[id], 0, 0.0, []))
         summary.first.extend(_place(seen) for seen in finding.places or [[None, None, "", finding.note]])
         summary.count += max(1, finding.rows)
-        summary.share = _share(finding.rows, tally.rows_in)
+        summary.share = round(summary.share + _share(finding.rows, tally.rows_in), 6)
     order: dict[str, int] = {severity: rank for rank, severity in enumerate(SEVERITIES)}
     return sorted(found.values(), key=lambda s: (order.get(s.severity, 9), s.id))
 

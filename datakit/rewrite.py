@@ -125,8 +125,7 @@ def open_folders(inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str
         raise UsageError("no input", "Name a folder of shards that `datakit convert` wrote.")
     found: list[Shards] = []
     for name in [os.fspath(name) for name in names]:
-        if not (Path(name) / manifests.NAME).is_file():
-            raise UsageError(f"{name} is not a folder of shards", f"First: datakit convert {name} -o shards/")
+        manifests.check_folder(name)
         whole = Shards.open(name)
         own = [Shards.open(name, split) for split in whole.manifest["splits"]]
         found += [shards for shards in own if len(shards)] or own[:1]
@@ -415,8 +414,7 @@ def _judge(work: Work, seen: Seen, inputs: Sequence[Mapping[str, Any]], finish: 
     report.complete = True
     failed = failing(report.findings, work.fail_on)
     if failed:
-        report.exit_code = 1
-        report.verdict = f"failed by {', '.join(f'{s.id} {s.name}' for s in failed)}"
+        report.fail_by(failed)
     elif not tally.rows_out:
         report.exit_code, report.verdict = 1, "no rows"
     else:

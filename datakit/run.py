@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 
 from datakit import __version__, workers
-from datakit.errors import InternalError
+from datakit.errors import InternalError, one_of_inputs
 from datakit.output import card, disk, manifest
 from datakit.output.shards import ShardWriter, fingerprint, rows_in
 from datakit.output.transaction import Transaction
@@ -140,6 +140,11 @@ def _sized_rows(source: Source, index: int, names: Iterable[str], pool: Pool) ->
 
 def read_blocks(plan: Plan, index: int, pool: Pool, seen: Seen) -> Iterator[Block]:
     """The blocks of one source; its hash and size are complete when they are exhausted."""
+    with one_of_inputs(plan.sources[index].path, len({source.path for source in plan.sources}) - 1):
+        yield from _read(plan, index, pool, seen)
+
+
+def _read(plan: Plan, index: int, pool: Pool, seen: Seen) -> Iterator[Block]:
     source, format = plan.sources[index], plan.formats[index]
     target = min(BLOCK, plan.request.shard_size)
     file = seen.files[index] = source.file()
@@ -441,22 +446,25 @@ def _decide(plan: Plan, seen: Seen, report: Report, findings: list[Summary]) -> 
     report.complete = not seen.stopped
     # errors of rows are what `bad` counts; those about files and the whole set, and warnings, are judged here
     of_rows = tally.seen.keys() - OF_FILES
-    rest = [s for s in failing(findings, request.fail_on) if s.severity != "error" or s.id not in of_rows]
+    failed = failing(findings, request.fail_on)
+    rest = [s for s in failed if s.severity != "error" or s.id not in of_rows]
+    wrong = [s for s in report.errors() if s.id in of_rows]
     if bad and budget is not None:
         if not budget.allows(bad, tally.rows_in) or seen.stopped:
-            report.exit_code, report.verdict = 1, f"{_bad_of(bad, tally)}, more than {budget} allowed"
+            report.fail_by(wrong, f"{_bad_of(bad, tally)}, more than {budget} allowed")
             return
     elif bad and (plan.step.encode or request.fail_on != "never"):
         more = " so far" if seen.stopped else ""
-        report.exit_code, report.verdict = 1, f"{_bad_of(bad, tally)}{more}"
+        report.fail_by(wrong, f"{_bad_of(bad, tally)}{more}")
         return
     if rest:
-        names = ", ".join(f"{s.id} {s.name}" for s in rest)
-        report.exit_code, report.verdict = 1, f"failed by {names}"
+        report.fail_by(rest)
     elif not tally.rows_out and request.fail_on != "never":
         report.exit_code, report.verdict = 1, "no rows"
     else:
         report.verdict = f"{plural(bad, 'bad row')}{f' within {budget}' if budget else ''}" if bad else "passed"
+        if bad and (others := report.rows_rejected - bad) > 0:
+            report.verdict += f", not counting {plural(others, 'row')} rejected by checks that are no errors"
 
 
 def _bad_of(bad: int, tally: Tally) -> str:

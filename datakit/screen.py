@@ -37,6 +37,8 @@ _DONE: Final = {"format": "formatted", "split": "kept", "dedup": "kept", "decont
 """What has become of the rows that go on, where they were not converted."""
 WIDE: Final = 100
 """Columns from which tables are drawn; on fewer each entry is a line, and what it says stands below."""
+ADVICE: Final = 5
+"""Checks that failed a run and whose remedies are told."""
 
 
 def open_console(stderr: bool = False) -> Console:
@@ -147,11 +149,14 @@ def _findings(console: Console, findings: Sequence[Summary]) -> None:
 
 def _places(summary: Summary) -> list[str]:
     """The first places of a finding, and how many more there are."""
-    limit = 1 if summary.severity == "note" else 3
+    of_set = not any(entry["source"] for entry in summary.first)
+    limit, count = (1 if summary.severity == "note" else 3), summary.count
+    if of_set:
+        limit, count = 3, len(summary.first)
     seen = [{**entry, "source": entry["source"] and near(entry["source"])} for entry in summary.first[:limit]]
     lines = [f"{place(entry)}: {safe(entry['note'], 1000)}".lstrip(": ") for entry in seen]
-    if summary.count > limit and len(summary.first) >= limit:
-        lines.append(f"... and {summary.count - limit:,} more")
+    if count > limit and len(summary.first) >= limit:
+        lines.append(f"... and {count - limit:,} more")
     return lines
 
 
@@ -194,12 +199,16 @@ def _next(console: Console, found: Report) -> None:
             console.print(Text(f"  {safe(summary.first[-1]['note'], 2000)}"), soft_wrap=True)
     if not found.exit_code:
         return
-    for summary in [s for s in found.findings if s.severity == "error"][:3]:
+    told, more = found.decisive()[:ADVICE], found.decisive()[ADVICE:]
+    for summary in told:
         entry = next(e for e in _check_entries() if e["id"] == summary.id)
         _indented(console, f"{summary.id}: {entry['fix']}  (datakit explain {summary.id})")
+    if more:
+        _indented(console, f"{', '.join(s.id for s in more)}: datakit explain {more[0].id}")
     severities = {summary.id: summary.severity for summary in found.findings}
     bad = sum(count for id, count in found.rejected.items() if severities.get(id) == "error")
-    if found.command in ("convert", "format") and bad > 0 and found.rows_rejected < found.rows_in:
+    of_rows = not found.rejected.keys().isdisjoint(found.failed_by)
+    if found.command in ("convert", "format") and of_rows and bad > 0 and found.rows_rejected < found.rows_in:
         amount = plural(bad, "row").replace(",", "") if found.complete else f"{math.ceil(100 * bad / found.rows_in)} %"
         so_far = "" if found.complete else " (the share so far)"
         _indented(console, f"Or set the bad rows aside{so_far}, then look at rejects/:")

@@ -362,8 +362,8 @@ def _short_way(sink: _Sink, format: Format | None, block: Block, escapes: bool) 
 def _raised(sink: _Sink, record: Record, rest: Row) -> list[Finding]:
     """Findings that are usually only counted, where a user has made errors of them."""
     found = []
-    if "DK107" in sink.raised and rest:
-        found.append(Finding("DK107", "", names_left(rest)))
+    if "DK107" in sink.raised and (names := names_left(record, rest)):
+        found.append(Finding("DK107", "", names))
     for name in sink.names:
         data = dumps(record[name])
         found += [Finding(id, name, note) for _, id, note in damaged(data, [data]) if id in sink.raised]

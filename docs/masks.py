@@ -58,15 +58,15 @@ then it was the same execution, and what is known about one holds for the other.
 stretch of the text was printed for which message, also through macros, set blocks and filters. Where there is no such
 loop, the conversation is cut behind the message, rendered again, and the two are compared.
 
-**Start.** The first character that the message itself says. Where a turn opens with a thought or a tool call, its first
-fixed text, such as `<think>`, is the model's to write; so the span starts where the template's own prompt for an answer
-ends. That prompt is asked of the template, not guessed.
+**Start.** The first character that the message itself says. Where a turn opens with a thought or has a tool call, its
+first fixed text, such as `<think>`, is the model's to write; so the span starts where the template's own prompt for an
+answer ends. That prompt is asked of the template, not guessed.
 
 **End.** The last visible character of the message's stretch: the token that ends the turn is trained, the line feed
 behind it is not. Some templates print that token with the next turn or behind the loop. Then the end is what this text
-and the conversation cut behind the turn agree on, without what begins a turn of that role anywhere. A turn that ends on
-a call ends as a plain answer in its place would, if that token stands there. Where a template prints no such token
-(`unended`), DK706 says so.
+and the conversation cut behind the turn agree on, without what begins a turn. A turn that ends on a call ends as a
+plain answer in its place would, if that token stands there. Where a template prints no such token, or only where
+another turn follows (`unended`), DK706 says so. What closes a call is no such token.
 
 **Law.** Inside a span there is nothing of another message, the tools or the arguments. Outside there is nothing that
 the assistant said, but for copies of a part of a call, such as a tool's name over its result. What a span says must

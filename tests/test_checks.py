@@ -246,6 +246,18 @@ def called(argument: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
 
 
+def calls(value: Any) -> dict[str, Any]:
+    return {"messages": [Q, {"role": "assistant", "content": "", "tool_calls": value}]}
+
+
+def calling(arguments: Any) -> dict[str, Any]:
+    return calls([{"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}}])
+
+
+def said(call: str) -> dict[str, Any]:
+    return {"conversations": [{"from": "function_call", "value": call}]}
+
+
 def two(chosen: Any, rejected: Any, *prompt: Any, **more: Any) -> dict[str, Any]:
     return {"prompt": list(prompt or [Q]), "chosen": [chosen], "rejected": [rejected], **more}
 
@@ -292,12 +304,51 @@ def thought(text: str) -> dict[str, Any]:
         ("prompt-completion-messages", {"prompt": [Q], "completion": [called(1)]}, "DK310 completion[0].tool_calls[0]"),
         ("kto-conversation", {"messages": [Q], "label": True}, "DK203 messages"),
         ("alpaca", {"instruction": "", "input": "", "output": "Apple."}, "DK207 instruction"),
+        ("prompt-completion", {"prompt": "The sky is", "completion": " blue.", "system": "s"}, "DK128 system"),
+        ("prompt-completion", {"prompt": "The sky is", "completion": " blue.", "input": "blue"}, "DK128 input"),
+        ("anthropic", {"messages": [Q, A], "system_prompt": "s"}, "DK128 system_prompt"),
+        ("anthropic", {"messages": [{"role": "system", "content": "Be brief."}, Q, A], "system_prompt": "Be brief."}, ""),
+        ("dpo", {"prompt": "Fruit?", "chosen": "Apple.", "rejected": "Stone.", "context": "Apple."}, "DK128 context"),
+        ("dpo-implicit", {"chosen": [Q, A], "rejected": [Q, B], "context": "Apple."}, "DK128 context"),
+        ("dpo-implicit", {"chosen": [Q, A], "rejected": [Q, B], "context": "Name a fruit."}, ""),
+        ("tokenized", {"input_ids": [1, 2], "context": "c"}, ""),
+        ("openai", {"messages": [Q, A], "system": "s", "system_prompt": "t"}, "DK211 system_prompt"),
+        ("openai", {"messages": [Q, A], "system_prompt": ["s"]}, "DK104 system_prompt"),
+        ("instruction-response", {"instruction": "i", "input": [1], "response": "r"}, "DK104 input"),
+        ("openai", calling('{"n": 1, "n": 2}'), "DK108 messages[1].tool_calls[0].function.arguments"),
+        ("openai", calling('{"at": "12:30", "in": {"n": 1, "n": 2}}'), "DK108 messages[1].tool_calls[0].function.arguments"),
+        ("openai", calling('{"n": 12345678901234567890123}'), "DK113 messages[1].tool_calls[0].function.arguments"),
+        ("openai", calling('{"n": NaN}'), "DK109 messages[1].tool_calls[0].function.arguments"),
+        ("openai", calling('{"n": "\\ud800"}'), "DK102 messages[1].tool_calls[0].function.arguments"),
+        ("openai", calling('{"n": ' + "[" * 64 + "]" * 64 + "}"), "DK114 messages[1].tool_calls[0].function.arguments"),
+        ("openai", calling('{"n": ' + "[" * 9999 + "]" * 9999 + "}"), "DK114 messages[1].tool_calls[0].function.arguments"),
+        ("openai", calling('{"n": 1e30, "at": "12:30", "\\u006d": "a: {}"}'), "DK310 messages[1].tool_calls[0]"),
+        ("openai", calls('[{"name": "f", "arguments": {"n": 1, "n": 2}}]'), "DK108 messages[1].tool_calls"),
+        ("openai", calls([{"name": "f", "parameters": '{"n": 1, "n": 2}'}]), "DK108 messages[1].tool_calls[0].parameters"),
+        ("sharegpt", said('{"name": "f", "arguments": {"n": 1, "n": 2}}'), "DK108 conversations[0].value"),
+        ("sharegpt", said('{"name": "f", "name": "g"}'), "DK108 conversations[0].value"),
+        ("sharegpt", said('{"name": "f", "arguments": {"n": -9223372036854775809}}'), "DK113 conversations[0].value"),
+        ("openai", {"messages": [Q, A], "tools": '[{"name": "f", "name": "g"}]'}, "DK108 tools"),
+        ("openai", {"messages": [Q, A], "tools": '[{"name": "f", "x": 18446744073709551616}]'}, "DK113 tools"),
+        ("openai", {"messages": [Q, A], "chat_template_kwargs": '{"a": 1, "a": 2}'}, "DK108 chat_template_kwargs"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": '[{"a": 1, "a": 2}]'}, "DK108 history"),
     ],
 )  # fmt: skip
 def test_in_other_formats(format: str, row: dict[str, Any], expected: str) -> None:
     found, _ = run(json.dumps(row).encode(), step_plan(FORMATS[format], FORMATS[format].layout))
     shown = {id: summary.first[0]["path"] for id, summary in found.items() if id != "DK107"}
     assert ", ".join(f"{id} {path}" for id, path in sorted(shown.items())) == expected
+
+
+@pytest.mark.parametrize(("more", "expected"), [({"context": "c"}, {}), ({"context": "c", "id": 1}, {"DK107": "id"}), ({"context": ""}, {"DK107": "context"})])  # fmt: skip
+@pytest.mark.parametrize("raised", ["note", "error"])
+def test_a_part_of_the_prompt_is_not_told_of_twice(more: dict[str, Any], expected: dict[str, str], raised: str) -> None:
+    format = FORMATS["openai"]
+    found, _ = run(
+        json.dumps({"messages": [Q, A], **more}).encode(), step_plan(format, format.layout, changes={"DK107": raised})
+    )
+    assert {id: summary.first[0]["note"] for id, summary in found.items() if id == "DK107"} == expected
+    assert ("DK128" in found) == bool(more["context"])
 
 
 def test_a_prompt_that_two_answers_share_is_told_of_once() -> None:

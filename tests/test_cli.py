@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -227,3 +228,41 @@ def test_severities_and_thresholds(tmp_path):
     assert run("validate", source, "--severity", "DK202=error", "--fail-on", "never").returncode == 0
     assert run("validate", source, "--severity", "DK202=error", "--max-bad", "1 rows").returncode == 0
     assert run("validate", source, "--severity", "DK202=off", "--fail-on", "warning").returncode == 0
+
+
+def test_advice_is_about_what_failed(tmp_path):
+    rows = [*_distinct(60), {"messages": [{"role": "user", "content": "q"}, {"role": "asistant", "content": "a"}]}]
+    _lines(tmp_path / "a.jsonl", *rows)
+    (tmp_path / "b.jsonl").write_text("")
+    words = ("convert", tmp_path, "-o", tmp_path / "out", "--severity", "empty-file=error")
+    both = run(*words)
+    assert "  DK201: " in both.stdout
+    assert "--on-bad-row quarantine" in both.stdout
+    aside = run(*words, "--on-bad-row", "quarantine", "--max-bad", "1 row")
+    assert aside.returncode == 1
+    assert "  DK118: " in aside.stdout
+    assert "  DK201: " not in aside.stdout
+    assert "--on-bad-row" not in aside.stdout
+    report = json.loads(run(*words, "--on-bad-row", "quarantine", "--max-bad", "1 row", "--json").stdout)
+    assert report["failed_by"] == ["DK118"]
+
+
+@pytest.mark.parametrize("verb", ["split", "dedup", "unpair", "lengths"])
+def test_a_folder_that_is_not_there(verb, tmp_path):
+    extra = {"split": ["--test", "5%"], "lengths": ["--tokenizer", "x"]}.get(verb, [])
+    out = [] if verb == "lengths" else ["-o", tmp_path / "out"]
+    done = run(verb, tmp_path / "nope", *out, *extra)
+    assert done.returncode in (2, 3)
+    assert "no such file" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["dict", "arrow", "polars"])
+def test_tables_are_no_rows(kind, tmp_path):
+    import polars
+    import pyarrow
+
+    columns = {"a": ["x"]}
+    table: Any = {"dict": columns, "arrow": pyarrow.table(columns), "polars": polars.DataFrame(columns)}[kind]
+    with pytest.raises(datakit.UsageError, match="where rows are expected") as caught:
+        datakit.convert(table, tmp_path / "out")
+    assert "data" in caught.value.hint

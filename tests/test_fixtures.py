@@ -23,8 +23,11 @@ import pytest
 from datakit import checks
 from datakit import plan as plans
 from datakit.detection import detect_rows
+from datakit.findings import BadRow
 from datakit.formats import FORMATS
-from datakit.formats.declare import Format
+from datakit.formats.declare import SYSTEM, Format
+from datakit.formats.normalise import normalise
+from datakit.messages import Context
 from datakit.output.shards import ShardWriter
 from datakit.plan import Plan, Request
 from datakit.reading.blocks import Block
@@ -216,3 +219,18 @@ def test_no_value_anywhere_ends_the_run(format: Format) -> None:
 def test_example_matches(format: Format) -> None:
     assert format.matches(format.example) > 0
     assert not format.marks or format.marked(format.example)
+
+
+with_system = [format for format in FORMATS.values() if "system_prompt" in format.columns]
+
+
+@pytest.mark.parametrize("format", with_system, ids=[format.name for format in with_system])
+def test_a_system_text_has_two_names(format: Format) -> None:
+    row = {name: value for name, value in format.example.items() if name not in SYSTEM}
+    one, other = (normalise(format, {**row, name: "Be brief."}, Context()) for name in SYSTEM)
+    assert one == other
+    said: Any = one[0].get("messages", one[0].get("prompt"))
+    assert {"role": "system", "content": "Be brief."} in said
+    with pytest.raises(BadRow) as caught:
+        normalise(format, {**row, "system": "Be brief.", "system_prompt": "Be long."}, Context())
+    assert caught.value.finding[:2] == ("DK211", "system_prompt")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datakit
-from datakit import preparation
+from datakit import preparation, ready
 from datakit.checks.formatting import FORMATTING
 from datakit.control import ESCAPE, ControlTokens
 from datakit.errors import UsageError
@@ -583,6 +583,14 @@ def test_a_pinned_clock(run):
     assert not report.facts["notes"]
     report, _ = run(chats(("a", "b")), template=dated)
     assert "--now" in report.facts["notes"][0]
+
+
+def test_without_trl_it_is_said_that_its_marks_are_not_known(run, monkeypatch):
+    """They decide about fixed text, so the labels can be others where it is installed."""
+    assert not run(chats(("a", "b")), template=PLAIN)[0].facts["notes"]
+    monkeypatch.setattr(ready, "find_spec", lambda name: None)
+    assert "TRL is not installed" in run(chats(("a", "b")), template=PLAIN)[0].facts["notes"][0]
+    assert not run(chats(("a", "b")), template=PLAIN, render_only=True)[0].facts["notes"]
 
 
 def test_lengths_agree_with_what_is_written(tmp_path, qwen):

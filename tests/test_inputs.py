@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
+import io
 import json
 import random
+import shutil
+import tarfile
+import zipfile
 from array import array
 from typing import Any
 
@@ -104,6 +109,30 @@ def test_truncated_files_are_refused(name, tmp_path):
             assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("cut.json", b'[{"text": "a"}, {"te'),
+        ("late.json", b"[" + b'{"text": "a"}, ' * 500),
+        ("a.jsonl.gz", gzip.compress(TEXT)[:-9]),
+        ("a.parquet", b"PAR1 and no more"),
+        ("odd.jsonl", b'{"what": 1}\n'),
+        ("a.tar", b""),
+    ],
+)
+def test_the_file_that_cannot_be_judged_is_named_beside_the_others(name, data, tmp_path):
+    (tmp_path / "good.jsonl").write_bytes(b'{"text": "a"}\n')
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CannotJudge) as caught:
+        datakit.validate([tmp_path / "good.jsonl", tmp_path / name], workers=1)
+    assert caught.value.path == str(tmp_path / name)
+    assert "The other input was not judged; to go on without this one" in caught.value.hint
+    with pytest.raises(CannotJudge) as caught:
+        datakit.validate(tmp_path / name, workers=1)
+    assert caught.value.path == str(tmp_path / name)
+    assert "not judged" not in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet", "rows.arrow"])
 def test_flipped_bits_never_crash_and_never_shorten(name, tmp_path):
     whole, flipped = tmp_path / name, tmp_path / f"flipped-{name}"
@@ -118,6 +147,44 @@ def test_flipped_bits_never_crash_and_never_shorten(name, tmp_path):
         except (CannotJudge, datakit.UsageError):
             continue
         assert report.rows_in == len(ROWS) or report.exit_code == 1
+
+
+def test_what_stands_between_rows_ends_the_run(tmp_path):
+    for name, text, place in (
+        ("a.json", '[{"text": "a"}, omitted {"text": "b"}]', "a.json:1: 'omitted "),
+        ("late.json", "[" + ",\n".join(['{"text": "a"}'] * 999) + ' ... {"text": "b"}]', "late.json:999: '... "),
+        ("page.json", '<html>slow down</html>{"text": "a"}\n', "page.json:1: '<html>slow down</html>"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UnreadableInput) as caught:
+            datakit.convert(tmp_path / name, tmp_path / "out", workers=1)
+        assert place in caught.value.message
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tar", "a.tar.gz", "a.tgz", "a.TAR.bz2", "a.tar.zst", "a.zip", "a.gz", "a.jsonl.gz", "a.jsonl", "b"]
+)
+def test_archives_are_to_be_unpacked_first(name, tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(TEXT)
+    path = tmp_path / name
+    if name.endswith(".zip") or name == "b":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(tmp_path / "rows.jsonl", "rows.jsonl")
+    else:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            archive.add(tmp_path / "rows.jsonl", "rows.jsonl")
+        pack: dict[str, Any] = {
+            "gz": gzip.compress,
+            "tgz": gzip.compress,
+            "bz2": bz2.compress,
+            "zst": zstandard.compress,
+        }
+        path.write_bytes(pack.get(name.rpartition(".")[2], bytes)(packed.getvalue()))
+    with pytest.raises(UnreadableInput, match="an archive of files") as caught:
+        datakit.validate(path, workers=1)
+    assert "Unpack it" in caught.value.hint
 
 
 def test_trailing_junk_is_refused(tmp_path):
@@ -261,6 +328,29 @@ def test_what_cannot_be_read_is_told(name, data, said, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "line"),
+    [
+        ("last.csv", 'a,b\nc,"d\n', 3),
+        ("early.csv", 'a,b\n"c,d\ne,f\ng,h\n', 3),
+        ("closed.csv", '"1\n2","3\n4"\n"5\n6","7\n8\n', 6),
+        ("doubled.csv", '"say ""a""\n""b""","c ""d\n""\ne,f\n', 3),
+        ("inside.csv", '5" wide,"b\nc,d\n', 2),
+        ("next.csv", 'a,"b\nc,d\n"e",f\n', 2),
+        ("crlf.csv", '"a\r\nb","c"\r\nd,"e\r\n', 4),
+        ("tab.tsv", 'a\t"b\nc\td\n', 2),
+        ("header.csv", "", 1),
+    ],
+)
+def test_the_quote_that_is_never_closed_is_named(name, rows, line, tmp_path):
+    sign = "\t" if name.endswith(".tsv") else ","
+    header = '"instruction,output\n' if not rows else f"instruction{sign}output\n"
+    (tmp_path / name).write_text(header + rows, newline="")
+    with pytest.raises(UnreadableInput, match="a quote opens here") as caught:
+        datakit.validate(tmp_path / name, workers=1, format="alpaca")
+    assert f"{name}:{line}: " in caught.value.message
+
+
 def test_csv_cells(tmp_path):
     path = tmp_path / "odd.csv"
     path.write_bytes(
@@ -274,6 +364,23 @@ def test_csv_cells(tmp_path):
         {"role": "user", "content": 'say "hi"\nnow'},
         {"role": "assistant", "content": "ü"},
     ]
+
+
+def test_rejects_of_a_csv_hold_its_text_and_are_repaired_as_objects(tmp_path):
+    lines = [b"instruction;output", b'"a;\xff ""b""";c', b'"d\r\n\xfe";e', b"f;g;h", b"i;j"]
+    (tmp_path / "odd.csv").write_bytes(b"\r\n".join(lines) + b"\r\n")
+    out, more = tmp_path / "out", tmp_path / "more"
+    datakit.convert(tmp_path / "odd.csv", out, on_bad_row="quarantine", max_bad="3 rows", workers=1)
+    [path] = (out / "rejects").iterdir()
+    rejects = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [base64.b64decode(reject.pop("raw_base64")) for reject in rejects[:2]] == lines[1:3]
+    assert json.loads(rejects[2]["raw"]) == ["f", "g", "h"]
+    for reject, output in zip(rejects, ("c", "e", "g;h"), strict=True):
+        reject["raw"] = json.dumps({"instruction": "q", "output": output})
+    shutil.copytree(out / "rejects", tmp_path / "copy")
+    (tmp_path / "copy" / path.name).write_text("".join(json.dumps(reject) + "\n" for reject in rejects))
+    assert datakit.convert((), more, from_rejects=str(tmp_path / "copy"), workers=1).rows_out == 3
+    assert [row["messages"][1]["content"] for row in datakit.load(more)] == ["c", "e", "g;h"]
 
 
 def test_blank_lines_of_a_csv_are_counted(tmp_path):

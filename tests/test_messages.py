@@ -161,18 +161,13 @@ def test_arguments_that_are_no_object_are_refused(arguments: Any) -> None:
     assert caught.value.finding.id == "DK302"
 
 
-@pytest.mark.parametrize("arguments", ["", None, {}, "{}"])
-def test_no_arguments_are_an_empty_object(arguments: Any) -> None:
-    found = read(
-        [
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": arguments}}],
-            }
-        ]
-    )
+@pytest.mark.parametrize(("arguments", "noted"), [("", True), (None, True), ({}, False), ("{}", False)])
+def test_no_arguments_are_an_empty_object(arguments: Any, noted: bool) -> None:
+    context = Context()
+    call = {"id": "c", "function": {"name": "f", "arguments": arguments}}
+    found = read_messages([{"role": "assistant", "content": None, "tool_calls": [call]}], OPENAI, context, "messages")
     assert found[0]["tool_calls"][0]["function"]["arguments"] == {}
+    assert [note.id for note in context.notes] == ["DK313"] * noted
 
 
 SPOKEN_WORDS = sorted(word for word, role in ROLE_WORDS.items() if role in ("system", "developer", "user", "assistant"))

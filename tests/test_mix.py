@@ -519,6 +519,19 @@ def test_findings_of_a_plan(folder: Path, tmp_path: Path) -> None:
     assert {s.id for s in report.findings} == {"DK820", "DK822", "DK823"}
 
 
+def test_rows_and_splits_that_are_not_used_are_told(folder: Path, tmp_path: Path) -> None:
+    datakit.split(folder / "a", tmp_path / "parts", test="20 %").raise_for_status()
+    parts = {name: len(datakit.load(tmp_path / "parts", split=name)) for name in ("train", "test")}
+    sources = {"a": {"path": str(tmp_path / "parts"), "weight": 1}, "b": {"path": str(folder / "b"), "weight": 1}}
+    report = datakit.mix({"sources": sources, "rows": 20, "stop": "restart"}, plan_only=True)
+    unused = next(s for s in report.findings if s.id == "DK823")
+    notes = [entry["note"] for entry in unused.first]
+    assert len(notes) == 3
+    assert f"split train is taken, not test ({parts['test']} row" in notes[2]
+    rows_of_b = len(datakit.load(folder / "b"))
+    assert unused.count == parts["train"] - 10 + rows_of_b - 10 + parts["test"]
+
+
 def test_findings_of_a_plan_fail_the_run_as_asked(folder: Path, tmp_path: Path) -> None:
     sources = {name: {"path": str(folder / name), "weight": weight} for name, weight in (("a", 500), ("c", 1))}
     words = {"sources": sources, "rows": 300, "stop": "restart", "block_size": 10}

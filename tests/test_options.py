@@ -14,7 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from datakit.errors import UsageError
-from trainglue import config, memory, options
+from trainglue import config, options
 from trainglue.methods import METHODS
 from trainglue.options import DECIDED, REMOVED, RENAMED, presets, settings, where_it_went
 from trainglue.training import trainer
@@ -370,35 +370,6 @@ def test_printed_toml_is_read_back():
 
     given = {"a": 1, "b": 2e-5, "c": 'x"y', "d": [1, "z"], "e": {"r": 4}, "f": True, "g": None}
     assert tomllib.loads(config.to_toml(given, {"a": "one"})) == {k: v for k, v in given.items() if v is not None}
-
-
-# ---------------------------------------------------------------- memory
-
-
-def test_advice_keeps_the_rows_of_an_update_and_names_a_length():
-    lengths = {100: 990, 8000: 10}
-    text = memory.advice(lengths, batch=4, accumulation=3, lora=False, checkpointing=True, offloading=False)
-    assert "per_device_train_batch_size = 2 with gradient_accumulation_steps = 6" in text
-    assert "now 32,000" in text
-    assert "max_length = 128: 10 rows of 1,000 are longer" in text
-    assert "gradient_checkpointing" not in text
-    assert "lora = 16" in text
-
-
-def test_advice_for_one_row_a_step_says_nothing_of_batches():
-    text = memory.advice({100: 5}, batch=1, accumulation=1, lora=True, checkpointing=False, offloading=True)
-    assert "batch" not in text
-    assert "qlora" in text
-    assert "gradient_checkpointing = true" in text
-
-
-def test_advice_names_nothing_that_is_so_or_cannot_be():
-    def said(**known):
-        return memory.advice({100: 5}, batch=1, accumulation=1, checkpointing=True, **known)
-
-    assert "qlora" not in said(lora=True, offloading=False, quantized=True)
-    assert "activation_offloading" in said(lora=True, offloading=False)
-    assert "activation_offloading" not in said(lora=True, offloading=False, can_offload=False)
 
 
 # ---------------------------------------------------------------- the house

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from fractions import Fraction
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -44,6 +46,10 @@ def test_texts(completion, text):
         (" 3 * 4 = 12\n#### 12 ", "12"),
         ("#### 1\nno:\n#### 2\n", "2"),
         (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
+        (r"So $\boxed{\frac{\sqrt{3}}{2}}$.", r"\frac{\sqrt{3}}{2}"),
+        (r"\boxed{1} and \boxed{\sqrt{\frac{\sqrt{3}}{2}}}", r"\sqrt{\frac{\sqrt{3}}{2}}"),
+        (r"\boxed{1} or \boxed{2", "1"),
+        (r"\boxed{\boxed{1}}", r"\boxed{1}"),
         ("<answer> yes\n</answer>", "yes"),
         ("<think>\\boxed{1}? #### 2?</think> 3", "3"),
         ("a </think>\n<answer>x</answer>", "x"),
@@ -94,6 +100,21 @@ def test_a_number_is_its_own_answer_in_any_dress(number, places):
     answers = [rewards.final_answer(text) for text in written]
     assert all(rewards.same_answer(answer, str(number)) for answer in answers)
     assert not any(rewards.same_answer(answer, str(number + Fraction(1, 1))) for answer in answers)
+
+
+BRACED = some.recursive(
+    some.text("ab \\1/", max_size=4),
+    lambda inner: some.lists(some.one_of(inner, inner.map("{{{}}}".format)), max_size=3).map("".join),
+)
+"""Texts of which every brace is closed, to any depth."""
+
+
+@given(some.lists(BRACED, max_size=3), BRACED)
+def test_a_box_ends_with_its_own_brace(inside, between):
+    text = between + "".join(f"\\boxed{{{one}}}{between}" for one in inside)
+    assert rewards.boxed(text) == inside
+    assert rewards.answer_format([text]) == [float(len(inside) == 1)]
+    assert rewards.boxed(text + "\\boxed{" + between) == inside
 
 
 @given(some.text(), some.text())
@@ -203,6 +224,78 @@ def test_objects_are_taken_as_they_are():
         rewards.find(lambda completions: [])
     with pytest.raises(UsageError, match="is of type int"):
         rewards.find(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="reward max does not say what it takes"):
+        rewards.find(max)
+
+
+def lacking(completions, **columns):
+    """A reward that fails in a function of its own."""
+    return [_gold(columns) for _ in completions]
+
+
+def _gold(columns):
+    return columns["gold"]
+
+
+def once(completions, **columns):
+    return [1.0]
+
+
+async def later(completions, scale=1.0, **columns):
+    return [scale] * len(completions)
+
+
+async def never(completions, **columns):
+    raise ValueError("no judge")
+
+
+class Judge:
+    def __call__(self, completions, **columns):
+        return 1.0
+
+
+class Slow:
+    async def __call__(self, completions, **columns):
+        return [0.5] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (lacking, r"reward lacking, .*test_rewards.py:\d+: KeyError: 'gold'"),
+        (once, "reward once returned 1 value for 2 completions"),
+        (Judge(), "reward Judge returned a float for 2 completions"),
+        (never, r"reward never, .*test_rewards.py:\d+: ValueError: no judge"),
+    ],
+)
+def test_a_reward_that_fails_is_named(reward, said):
+    made = rewards.checked(reward)
+    with pytest.raises(UsageError, match=said) as caught:
+        asyncio.run(made(completions=["a", "b"])) if reward is never else made(completions=["a", "b"])
+    assert "returns a number or None" in caught.value.hint
+    if reward is lacking:
+        assert f":{_gold.__code__.co_firstlineno + 1}:" in caught.value.message
+
+
+def test_a_reward_that_is_right_is_called_as_it_is():
+    assert rewards.checked(rewards.length)(completions=["a"], completion_ids=[[1]]) == [0.0]
+    twice = rewards.checked(partial(later, scale=2.0))
+    assert asyncio.run(twice(completions=["a", "b"])) == [2.0, 2.0]
+    assert asyncio.run(rewards.checked(Slow())(completions=["a"])) == [0.5]
+    assert [rewards.checked(one).__name__ for one in (partial(later), Slow(), rewards.length)] == [
+        "later",
+        "Slow",
+        "length",
+    ]
+    assert rewards.checked(lambda completions, **_: (1.0 for _ in completions))(completions=["a", "b"]) == [1.0, 1.0]
+    with pytest.raises(UsageError, match="exact_match needs a column"):
+        rewards.checked(rewards.exact_match)(completions=["a"])
+
+    def full(completions, **columns):
+        raise RuntimeError("CUDA out of memory.")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rewards.checked(full)(completions=["a"])
 
 
 # ---------------------------------------------------------------- GRPO calls them

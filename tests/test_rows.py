@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datakit.findings import BadRow
 from datakit.reading.limits import MAX_DEPTH, MAX_LINE
-from datakit.reading.rows import parse_row
+from datakit.reading.rows import load_text, parse_row
 
 settings.register_profile("rows", deadline=None, derandomize=True)
 quick = settings(settings.get_profile("rows"), max_examples=200)
@@ -247,6 +247,9 @@ def test_any_key_given_twice_is_seen(data: st.DataObject, row: dict[str, Any], c
         return "{" + ",".join(pairs) + "}"
 
     assert refused(write(row).encode())[0] == "DK108"
+    with pytest.raises(BadRow) as caught:
+        load_text(write(row), "text")
+    assert caught.value.finding[:2] == ("DK108", "text")
 
 
 def reference(data: bytes) -> Any:
@@ -285,6 +288,15 @@ fragments = st.sampled_from(
 )  # fmt: skip
 
 
+def text_of(data: bytes) -> dict[str, Any] | None:
+    """The same object as a text inside a row, or None."""
+    try:
+        value = load_text(data.decode(), "text")
+    except (BadRow, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def agrees(data: bytes) -> None:
     try:
         expected = reference(data)
@@ -296,6 +308,7 @@ def agrees(data: bytes) -> None:
     except BadRow as bad:
         id = bad.finding.id
     assert json.dumps(found) == json.dumps(expected)
+    assert text_of(data) == found
     assert id in ("", "DK101", "DK102", "DK108", "DK109", "DK112", "DK113", "DK116")
 
 

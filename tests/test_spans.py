@@ -166,6 +166,7 @@ def test_what_was_seen_before_changes_nothing(name):
     for title, conversation in SUITE.items():
         fresh.skeletons._known.clear()
         fresh.prover._openings.clear()
+        fresh.prover._endings.clear()
         assert proven(fresh, conversation) == proven(used, conversation), title
 
 
@@ -266,6 +267,25 @@ NO_QUESTION_LAST = (
 )
 PROMPT_IN_LAST_PASS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% if loop.last %}<|assistant|>\n{% endif %}{% endfor %}"
 NO_END_BUT_A_PROMPT = "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}<|start|>assistant\n"
+PARTS_THEN_A_TASK = (
+    "{% for m in messages %}{% for part in m.content | selectattr('type', 'equalto', 'text') %}"
+    "{{ m.role }}: {{ part.text }}{{ '\n' }}{% endfor %}{% endfor %}<task>\nRate the answer:"
+)
+CALLS_OPENED = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}<|call|>{{ m.content }}<|name|>"
+    "{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+OLDER_THOUGHTS_LEFT_OUT = (
+    "{% for i in range(messages | length) %}{% set m = messages[i] %}<{{ m.role }}>"
+    "{% if m.reasoning_content and i + 1 == messages | length %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+THREE_OPENINGS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.reasoning_content %}<|think|>{{ m.reasoning_content }}<|/think|>"
+    "{% endif %}{% if m.role == 'assistant' %}<|say|>{% endif %}{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><|think|><|/think|>{% endif %}"
+)
 NEXT_PASS_CLOSES = (
     "{% for m in messages %}{% if not loop.first and loop.previtem.role == 'assistant' %}<|end|>{% endif %}"
     "<|{{ m.role }}|>{{ m.content }}{% if m.role == 'user' %}<|asked|>{% endif %}{% endfor %}"
@@ -392,6 +412,62 @@ TWO: list[dict[str, Any]] = [
             id="what begins the next turn is no end",
         ),
         pytest.param(
+            NO_END_BUT_A_PROMPT,
+            [{"role": "system", "content": "Be brief."}, *TWO],
+            "<|start|>system\nBe brief.\n<|start|>user\none?\n<|start|>assistant\n[[ 1]]\n"
+            "<|start|>user\ntwo?\n<|start|>assistant\n[[2]]\n<|start|>assistant",
+            id="what begins the next turn is no end, and no question stands first",
+        ),
+        pytest.param(
+            NO_END_BUT_A_PROMPT,
+            [*TWO[:2], TWO[3]],
+            "<|start|>user\none?\n<|start|>assistant\n[[ 1]]\n<|start|>assistant\n[[2]]\n<|start|>assistant",
+            id="the header of another answer is no end",
+        ),
+        pytest.param(
+            PARTS_THEN_A_TASK,
+            [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in TWO],
+            "user: one?\nassistant: [[ 1]]\nuser: two?\nassistant: [[2]]\n<task>\nRate the answer:",
+            id="text behind the loop is no end where only parts are printed",
+        ),
+        pytest.param(
+            CALLS_OPENED,
+            [
+                TWO[0],
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+                TWO[2],
+                {"role": "assistant", "content": "2", "tool_calls": [{"function": {"name": "g", "arguments": {}}}]},
+            ],
+            "<user>one?<end><assistant>[[<|call|><|name|>f<end>]]<user>two?<end><assistant>[[<|call|>2<|name|>g<end>]]",
+            id="what opens a call, with a text or without",
+        ),
+        pytest.param(
+            CALLS_OPENED.replace("<|call|>", "  ").replace(
+                "{% if add_generation_prompt %}<assistant>", "{% if add_generation_prompt %}<assistant> "
+            ),
+            [TWO[0], TWO[3] | {"tool_calls": [{"function": {"name": "g", "arguments": {}}}]}],
+            "<user>one?<end><assistant>  [[2<|name|>g<end>]]",
+            id="white space before a text and its call",
+        ),
+        pytest.param(
+            OLDER_THOUGHTS_LEFT_OUT,
+            [message | {"reasoning_content": "hm"} if message["role"] == "assistant" else message for message in TWO],
+            "<user>one?<end><assistant>[[ 1<end>]]<user>two?<end><assistant>[[<think>hm</think>2<end>]]",
+            id="a thought that is printed in the last turn only",
+        ),
+        pytest.param(
+            THREE_OPENINGS,
+            [TWO[0], TWO[3] | {"reasoning_content": "hm"}],
+            "<|user|>one?<|end|><|assistant|>[[<|think|>hm<|/think|><|say|>2<|end|>]]",
+            id="a thought, a plain answer and the prompt begin in three ways",
+        ),
+        pytest.param(
+            "{% for m in messages %}{{ '<{}>{text}'.format(m.role, text=m.content) + '{0}<end>'.format('') }}{% endfor %}",
+            TWO,
+            "<user>one?<end><assistant>[[ 1<end>]]<user>two?<end><assistant>[[2<end>]]",
+            id="formatted",
+        ),
+        pytest.param(
             NEXT_PASS_CLOSES,
             TWO,
             "<|user|>one?<|asked|><|assistant|>[[ 1]]<|end|><|user|>two?<|asked|><|assistant|>[[2]]",
@@ -500,6 +576,20 @@ def test_turns_without_an_end_are_told(source, spans, unended):
     assert (len(proof.spans), proof.unended) == (spans, unended)
 
 
+def test_the_end_of_a_call_is_no_end_of_a_turn():
+    source = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}<call>"
+        "{{ m.tool_calls[0].function.name }}</call>{% endif %}{{ eos_token if ended }}{% endfor %}"
+    )
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    ended = source.replace("eos_token if ended", "eos_token if not loop.last")
+    assert template(ended).prove([TWO[0], call, *TWO])[1].unended == [5]
+    for messages in ([TWO[0], call], [TWO[0], call, *TWO[:1], call]):
+        unended = template(source).prove(messages)[1].unended
+        assert unended == [number for number, message in enumerate(messages) if message is call]
+        assert template(source).prove(messages, None, {"ended": True})[1].unended == []
+
+
 # ---------------------------------------------------------------- refusals name a reason
 
 
@@ -510,17 +600,38 @@ TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
     ("source", "message", "reason"),
     [
         pytest.param(
-            INDEX, {"content": ""}, "depends on the messages behind it", id="nothing said in a loop over numbers"
+            INDEX,
+            {"content": ""},
+            "nothing of assistant message 1 is printed",
+            id="nothing said in a loop over numbers",
         ),
         pytest.param("{% for m in messages %}{{ m.role }}{% endfor %}", {}, "is printed", id="nothing printed"),
         pytest.param(
             "{% for m in messages %}{{ m.content | reverse }}{% endfor %}", {}, "rewrites the text", id="reversed"
         ),
         pytest.param(
-            "{% for m in messages %}{{ '<{}>'.format(m.content) }}{% endfor %}",
+            "{% for m in messages %}{{ '<{:s}>'.format(m.content) }}{% endfor %}",
             {},
             "origin is not known",
-            id="formatted",
+            id="formatted with a specification",
+        ),
+        pytest.param(
+            "{% for m in messages %}{{ '<{!s}>'.format(m.content) }}{% endfor %}",
+            {},
+            "origin is not known",
+            id="formatted with a conversion",
+        ),
+        pytest.param(
+            "{% for m in messages %}{{ '<{0.content}>'.format(m) }}{% endfor %}",
+            {},
+            "origin is not known",
+            id="formatted with an attribute",
+        ),
+        pytest.param(
+            "{% for m in messages %}{{ '{{}}'.format() + m.content }}{% endfor %}",
+            {},
+            "origin is not known",
+            id="formatted with braces",
         ),
         pytest.param(
             "{% for m in messages %}{{ m.content | urlencode }}{% endfor %}", {}, "origin is not known", id="encoded"

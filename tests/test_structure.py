@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import what stands on a line above its own, or beside it. TYPE_CHECKING imports do not count.
 LEVELS = [
     ["errors", "findings", "launch", "limit", "policies", "terminal"],
-    ["schema", "messages", "reading.limits", "reading.foreign", "tally"],
-    ["reading.rows", "reading.columnar", "reading.decode", "formats.shapes"],
+    ["schema", "reading.limits", "reading.foreign", "tally"],
+    ["reading.rows"],
+    ["messages", "reading.columnar", "reading.decode", "formats.shapes"],
     ["reading.blocks", "reading.splits", "formats.declare", "checks.declare"],
     ["formats.parse", "reading.delimiter"],
     [
@@ -107,8 +108,8 @@ PACKAGES = {"cleaning", "commands", "easydata", "mixing", "pairing", "reading", 
 """Docstrings and public names only."""
 
 TRAINGLUE = [
-    ["bco", "engines", "memory", "rewards", "precision.formats", "handoff.modelfile"],
-    ["methods", "precision.float8"],
+    ["bco", "engines", "memory", "precision.formats", "handoff.modelfile"],
+    ["methods", "rewards", "precision.float8"],
     ["precision.preparing", "precision.audit"],
     ["precision"],
     ["config", "options", "hooks", "data"],

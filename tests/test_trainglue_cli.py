@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("trl")
 pytest.importorskip("torch")
 
+from datakit.commands.group import Interrupted
 from datakit.errors import UsageError
 from trainglue import cli
 
@@ -157,6 +158,32 @@ def test_grpo_with_named_rewards(tiny, run, tmp_path):
     assert "exact_match" in out
 
 
+def test_a_run_that_is_interrupted_goes_on_with_a_word(run, monkeypatch):
+    def interrupted(*_):
+        raise Interrupted(2)
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    code, _, err = run("sft", "--data", "x")
+    assert code == 130
+    assert "--resume" in err
+
+
+def test_the_words_of_a_method_are_those_of_a_file_too(run, tmp_path, monkeypatch):
+    (tmp_path / "run.toml").write_text('method = "sft"\nmodel = "m"\ndata = "d"\noutput_dir = "one"\n')
+    told = []
+    monkeypatch.setattr(cli, "_run", lambda method, given, printed: told.append(given))
+    assert run("train", tmp_path / "run.toml", "--output", "two", "--no-cuda")[0] == 0
+    assert (told[0]["output_dir"], told[0]["no_cuda"]) == ("two", True)
+
+
+@pytest.mark.parametrize("words", [["--eval-strategy", "epoch"], ["--save-steps", "50"], ["--eval-steps", "7"]])
+def test_early_stopping_saves_when_it_evaluates(words, run):
+    code, out, err = run("sft", "--print-config", "--early-stopping", "2", *words)
+    assert code == 0, err
+    told = tomllib.loads(out)
+    assert (told["eval_strategy"], told["eval_steps"]) == (told["save_strategy"], told["save_steps"])
+
+
 def short(completions, **_):
     return [1.0 / (1 + len(str(completion))) for completion in completions]
 
@@ -181,6 +208,11 @@ def short(completions, **_):
         (["sft", "--print-config", "--format", "max_length=9"], ["an option of the run itself"]),
         (["sft", "--print-config", "--fp8", "backnd=te"], ["no backnd", "backend?"]),
         (["sft", "--print-config", "--lora", "lora_alfa=1"], ["no lora_alfa", "lora_alpha"]),
+        (["sft", "--print-config", "--lora", "rank=8"], ["no rank", "Did you mean r?"]),
+        (["sft", "--lora"], ["--lora", "trainglue --help"]),
+        (["sft", "--print-config", "--lr", "1", "--learning-rate", "2"], ["lr and learning_rate are the same option"]),
+        (["sft", "--print-config", "--optim", "foo"], ["foo is not a valid"]),
+        (["sft", "--print-config", "--num-train-epochs", "0"], ["num_train_epochs 0"]),
         (["orpo", "--print-config", "--ref-model", "x"], ["ref_model is not for orpo", "dpo, kto, bco"]),
         (["sft", "--print-config", "--reward", "x"], ["reward is not for sft", "grpo"]),
         (["sft", "--data", FIXTURE, "--model", "m", "--output", "o"], [f"datakit convert {FIXTURE} -o shards/"]),

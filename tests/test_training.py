@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import datakit
 import trainglue
-from datakit.errors import UnreadableInput, UsageError
+from datakit.errors import NotWritten, UnreadableInput, UsageError
 from tests.small_tokenizers import chatml, llama, shards, turns
 from tests.tiny_models import QUIET, ROWS
-from trainglue import engines, trainer
+from trainglue import METHODS, engines, runs, trainer
 from trainglue.data import lengths_of
+from trainglue.methods import resolve
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
 
@@ -126,6 +129,18 @@ def test_a_stream_refuses_what_would_do_nothing(tiny, recipe, tmp_path, unloaded
         f"{ROWS} rows of {tiny.formatted('sft')} above 10" in refused(tiny, tmp_path, **stream, max_length=10).message
     )
     assert "memory-mapped" in refused(tiny, tmp_path, streaming=True).hint
+    epoch = refused(tiny, tmp_path, **stream, save_strategy="epoch")
+    assert epoch.message == "save_strategy and a stream exclude each other"
+    assert epoch.hint == f"--save-strategy steps --save-steps N; an epoch has {(ROWS + 5 + 1) // 2}."
+    for options, said in (
+        ({"eval_strategy": "epoch"}, "--eval-steps"),
+        ({"logging_strategy": "epoch"}, "--logging-steps"),
+        ({"auto_find_batch_size": True}, "per_device_train_batch_size"),
+        ({"accelerator_config": {"split_batches": True}}, "per_device_train_batch_size"),
+        ({"dataloader_drop_last": True}, f"--max-steps {3 * (ROWS + 5) // 2} "),
+    ):
+        given = {"eval_data": tiny.formatted("sft"), "eval_share": None, "num_train_epochs": 3, **options}
+        assert said in refused(tiny, tmp_path, **stream, **given).hint
 
 
 def test_what_grpo_would_not_do(tiny, tmp_path, unloaded):
@@ -353,18 +368,20 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(streamed, t
     assert "checkpoint-3 is incomplete" in told
     for path in (tmp_path / "run").glob("checkpoint-*"):
         (path / last).unlink()
-    with pytest.raises(UsageError, match="no checkpoint"):
+    with pytest.raises(UsageError, match="no checkpoint") as caught:
         sft(tiny, tmp_path, **options, resume=True)
+    assert "--overwrite" in caught.value.hint
 
 
 def test_going_on_with_other_rows_is_refused(tiny, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     sft(tiny, tmp_path, **saves).train()
     other = shards(tmp_path / "other", [{"messages": turns("other?", "yes")}] * 4)
-    with pytest.raises(UsageError, match="was trained on other rows"):
+    with pytest.raises(UsageError, match="was begun with content_id"):
         sft(tiny, tmp_path, **saves, data=other, resume=True)
-    with pytest.raises(UsageError, match="no checkpoint"):
+    with pytest.raises(UsageError, match="no checkpoint") as caught:
         sft(tiny, tmp_path / "empty", resume=True)
+    assert caught.value.hint == "Leave out --resume to begin."
     sft(tiny, tmp_path, **saves, data=other, overwrite=True)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
@@ -377,27 +394,75 @@ def test_another_run_is_not_gone_on_with(tiny, tmp_path):
     other.save_pretrained(chatml(tmp_path / "other"))
     for change, said in (
         ({}, "holds a finished run, step 2 of 2"),
-        ({"model": str(tmp_path / "other"), "max_steps": 3}, "was begun with another model"),
+        ({"model": str(tmp_path / "other"), "max_steps": 3}, "was begun with model"),
         ({"learning_rate": 0.5, "max_steps": 3}, "was begun with learning_rate"),
-        ({"eval_share": 0.4, "max_steps": 3}, "rows trained on"),
-        ({"lora": 2, "max_steps": 3}, "was begun without adapters, now with"),
+        ({"eval_share": 0.4, "max_steps": 3}, f"was begun with trained_on {ROWS}, now"),
+        ({"lora": 2, "max_steps": 3}, "was begun with lora None, now 2"),
+        ({"data_seed": 9, "max_steps": 3}, "was begun with data_seed None, now 9"),
+        ({"dtype": "bfloat16", "max_steps": 3}, "was begun with dtype torch.float32, now torch.bfloat16"),
+        ({"per_device_train_batch_size": 4, "max_steps": 3}, "was begun with rows_per_update 2, now 4"),
         ({"overwrite": True}, "exclude each other"),
     ):
         with pytest.raises(UsageError, match=said):
             sft(tiny, tmp_path, **{**saves, "eval_share": 0, **change}, resume=True)
-    longer = sft(tiny, tmp_path, **{**saves, "max_steps": 3}, eval_share=0, resume=True)
+    older = record(tmp_path / "run")
+    for name in ("told", "weights", "precision", "dtype", "rows_per_update"):
+        del older[name]
+    del older["config"]["data_seed"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(older))
+    other_machine = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    other_watch = {"logging_steps": 2, "save_steps": 5, "run_name": "again", "dataloader_num_workers": 1}
+    longer = sft(tiny, tmp_path, **{**saves, "max_steps": 3, **other_machine, **other_watch}, eval_share=0, resume=True)
     longer.train()
     assert longer.state.global_step == 3
+
+
+def begun(folder):
+    """A folder with a checkpoint."""
+    (folder / "run" / "checkpoint-1").mkdir(parents=True)
+    (folder / "run" / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("dpo", {"sync_ref_model": True}, "no checkpoint keeps the reference"),
+        ("sft", {"train_sampling_strategy": "group_by_length"}, "another order"),
+        ("sft", {"save_strategy": "steps", "save_only_model": True}, "no optimizer"),
+    ],
+    ids=lambda value: value if value in ("dpo", "sft") else None,
+)
+def test_what_no_checkpoint_keeps_is_not_gone_on_with(method, options, said, tiny, tmp_path):
+    error = refused(tiny, begun(tmp_path), method, data=tiny.formatted(method), resume=True, **options)
+    assert said in error.message
+
+
+def test_a_loss_over_neighbours_goes_on_with_the_same_batch(tiny, tmp_path):
+    def kto(**options):
+        given = {**STEPS, "data": tiny.formatted("kto"), "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+        return trainer("kto", model=tiny.model, output_dir=tmp_path / "run", **{**given, **options})
+
+    kto(per_device_train_batch_size=4).train()
+    with pytest.raises(UsageError, match="was begun with per_device_train_batch_size 4, now 2"):
+        kto(per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=2, resume=True)
+
+
+def test_what_may_change_are_options_of_trainers():
+    names = {field.name for method in METHODS if method != "prm" for field in fields(resolve(method)[1])}
+    free = {*runs.FREE, *runs.BATCH}
+    assert {part for part in free if not any(name.startswith(part) for name in names)} == set()
+    assert names >= runs.UNKEPT.keys()
 
 
 def test_other_adapters_are_not_gone_on_with(tiny, tmp_path):
     saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     sft(tiny, tmp_path, **saves, lora=2).train()
     for lora, said in (
-        (4, "was begun with lora r 2, now 4"),
+        (4, "was begun with lora 2, now 4"),
         ({"r": 2, "lora_alpha": 16}, "was begun with lora lora_alpha 2, now 16"),
         ({"r": 2, "target_modules": ["q_proj"]}, "was begun with lora target_modules"),
-        (None, "was begun with adapters, now without"),
+        (None, "was begun with lora 2, now None"),
     ):
         with pytest.raises(UsageError, match=said):
             sft(tiny, tmp_path, **{**saves, "max_steps": 2}, lora=lora, resume=True)
@@ -423,7 +488,7 @@ def test_grpo_counts_prompts_that_fill_no_batch_and_keeps_its_rewards(tiny, tmp_
     assert found["told"]["reward"] == ["trainglue.rewards.exact_match", f"{__name__}._short"]
     with pytest.raises(UsageError, match="was begun with reward"):
         grpo(reward="length", resume=True, max_steps=2)
-    with pytest.raises(UsageError, match=f"takes 20 prompts at a time .* there are {ROWS}"):
+    with pytest.raises(UsageError, match=f"takes 20 rows at a time .* there are {ROWS}"):
         grpo(per_device_train_batch_size=40, overwrite=True)
 
 
@@ -442,10 +507,71 @@ def test_an_earlier_run_stays_until_nothing_can_be_refused(tiny, tmp_path):
         assert (tmp_path / "run" / "run.json").exists()
     sft(tiny, tmp_path, **saves, overwrite=True)
     assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+    (tmp_path / "kept" / "run").mkdir(parents=True)
+    (tmp_path / "kept" / "run" / ".gitkeep").touch()
+    sft(tiny, tmp_path / "kept", **saves)
     (tmp_path / "other" / "run").mkdir(parents=True)
     (tmp_path / "other" / "run" / "model.safetensors").write_bytes(b"somebody's")
     with pytest.raises(UsageError, match="no run of trainglue"):
         sft(tiny, tmp_path / "other", **saves)
+
+
+def test_what_a_run_begins_with_is_not_overwritten(tiny, tmp_path, unloaded):
+    (tmp_path / "run").mkdir()
+    model = shutil.copytree(tiny.model, tmp_path / "run" / "checkpoint-4")
+    data = shutil.copytree(tiny.formatted("sft"), tmp_path / "run" / "data")
+    adapter = shutil.copytree(tiny.model, tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model)}))
+    for inputs in (
+        *({name: model} for name in ("model", "tokenizer")),
+        *({name: data} for name in ("data", "eval_data")),
+        {"model": adapter},
+    ):
+        error = refused(tiny, tmp_path, overwrite=True, **{"eval_share": None, **inputs})
+        assert "would remove what this run begins with" in error.message
+    dpo = {"data": tiny.formatted("dpo"), "ref_model": model, "overwrite": True}
+    assert "would remove" in refused(tiny, tmp_path, "dpo", **dpo).message
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sft", "--hub-token", "hf_SECRET", "--lr", "1"],
+        ["sft", "--hub_token=hf_SECRET"],
+        ["sft", "--push-to-hub-token=hf_SECRET"],
+        ["sft", "--model-init-kwargs", '{"token": "hf_SECRET", "a": 1}'],
+        ["sft", "--model-init-kwargs", "token=hf_SECRET"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_is_recorded_without_its_tokens(command):
+    told = runs.concealed(command)
+    assert len(told) == len(command)
+    assert told == [word.replace("hf_SECRET", "<TOKEN>") for word in command]
+    assert runs.concealed(["--tokenizer", "m", "--data=my-token/x"]) == ["--tokenizer", "m", "--data=my-token/x"]
+
+
+def test_a_token_is_not_recorded(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["trainglue", "sft", "--hub-token", "hf_SECRET"])
+    sft(tiny, tmp_path, max_steps=1, hub_token="hf_SECRET").train()
+    assert "hf_SECRET" not in (tmp_path / "run" / "run.json").read_text()
+
+
+@pytest.mark.parametrize("error", [ValueError("a bad step"), KeyboardInterrupt()], ids=["failed", "interrupted"])
+def test_the_record_says_how_a_run_ended(error, tiny, tmp_path):
+    made = sft(tiny, tmp_path, max_steps=3)
+    made.add_callback(_Raises(2, error))
+    with pytest.raises(type(error)):
+        made.train()
+    found = record(tmp_path / "run")
+    status = "failed" if isinstance(error, ValueError) else "interrupted"
+    assert (found["status"], found["sessions"][-1]["status"], found["step"]) == (status, status, 2)
+    assert found["sessions"][-1]["error"] == f"{type(error).__name__}: {error}"
+
+
+def test_rows_that_fill_no_batch_are_not_left_out_altogether(tiny, tmp_path):
+    given = {"dataloader_drop_last": True, "per_device_train_batch_size": ROWS + 1}
+    assert f"takes {ROWS + 1} rows at a time" in refused(tiny, tmp_path, **given).message
 
 
 @pytest.mark.parametrize(
@@ -491,6 +617,105 @@ def test_out_of_memory_gives_advice(tiny, tmp_path, monkeypatch):
     assert "per_device_train_batch_size = 1 with gradient_accumulation_steps = 2" in caught.value.hint
 
 
+def test_out_of_memory_in_evaluation_gives_other_advice(tiny, tmp_path, monkeypatch):
+    options = {"eval_data": tiny.formatted("sft"), "eval_strategy": "steps", "eval_steps": 1, "eval_share": None}
+    made = sft(tiny, tmp_path, max_steps=1, **options)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(made, "prediction_step", full)
+    for work in (made.evaluate, made.train):
+        with pytest.raises(trainglue.OutOfMemory) as caught:
+            work()
+        assert "per_device_eval_batch_size = 1, now 2" in caught.value.hint
+
+
+def test_kto_is_not_advised_a_batch_that_it_refuses(tiny, tmp_path):
+    made = trainer("kto", model=tiny.model, data=tiny.formatted("kto"), output_dir=tmp_path / "run", **STEPS)
+    assert "batch" not in made.advice()
+    made = trainer("bco", model=tiny.model, data=tiny.formatted("bco"), output_dir=tmp_path / "bco", **STEPS)
+    assert "per_device_train_batch_size = 1 " in made.advice()
+
+
+@pytest.fixture
+def full_disk():
+    """A file of this process may have no more than 20 kB; the system refuses the rest."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextmanager
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY if hard < 0 else hard, hard))
+
+    return full
+
+
+@pytest.mark.parametrize("only_model", [True, False])
+def test_a_full_disk_is_said(only_model, tiny, tmp_path, full_disk):
+    made = sft(tiny, tmp_path, max_steps=1, save_strategy="steps", save_steps=1, save_only_model=only_model)
+    with full_disk(), pytest.raises(NotWritten, match="could not be written") as caught:
+        made.train()
+    assert "--resume" in caught.value.hint
+    with full_disk(), pytest.raises(NotWritten, match=str(tmp_path / "run")):
+        made.save_model()
+    made.save_model()
+
+
+def test_the_disk_may_end_in_the_optimizer(tiny, tmp_path, full_disk, monkeypatch):
+    """torch says it in words of its own."""
+    made = sft(tiny, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    monkeypatch.setattr(made, "save_model", lambda folder, **_: Path(folder).mkdir(parents=True))
+    with full_disk(), pytest.raises(NotWritten, match="could not be written"):
+        made.train()
+
+
+def test_a_reward_that_fails_ends_the_run_in_words(tiny, tmp_path):
+    def lacking(completions, **columns):
+        return [columns["gold"] for _ in completions]
+
+    class Unnamed:
+        def __call__(self, completions, gold, **columns):
+            return [0.0] * len(completions)
+
+    options = {"model": tiny.model, "data": tiny.canonical("grpo"), "num_generations": 2, "max_completion_length": 4}
+    given = {**STEPS, **options, "max_steps": 1, "eval_share": None, "output_dir": tmp_path / "run"}
+    with pytest.raises(UsageError, match="reward Unnamed needs the column gold"):
+        trainer("grpo", reward=Unnamed(), **given)
+    with pytest.raises(UsageError, match=r"reward lacking, .*test_training.py:\d+: KeyError"):
+        trainer("grpo", reward=lacking, **given).train()
+
+
+def test_paths_in_hints_are_quoted(tiny, tmp_path, unloaded):
+    raw = tmp_path / "my chats.jsonl"
+    raw.write_text("{}")
+    assert f"datakit convert '{raw}' -o shards/" in refused(tiny, tmp_path, data=raw).hint
+    shutil.copytree(tiny.canonical("dpo"), tmp_path / "my pairs")
+    assert f"datakit convert '{tmp_path / 'my pairs'}'" in refused(tiny, tmp_path, data=tmp_path / "my pairs").hint
+    recipe = tmp_path / "mix.toml"
+    recipe.write_text("")
+    assert f"datakit mix {recipe} -o shards/" in refused(tiny, tmp_path, eval_data=recipe, eval_share=None).hint
+
+
+def test_a_refused_folder_does_not_import_the_trainers(tiny, tmp_path):
+    """An import of TRL before Unsloth would keep this process from Unsloth."""
+    code = (
+        "import sys, trainglue\n"
+        "try: trainglue.trainer('dpo', model=sys.argv[1], data=sys.argv[2], output_dir=sys.argv[3])\n"
+        "except trainglue.data.UsageError as error: print(error.message)\n"
+        "print([name for name in ('trl', 'transformers', 'peft') if name in sys.modules])"
+    )
+    given = [tiny.model, str(tiny.formatted("sft")), str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "dpo trains on preference" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(("name", "value"), [("seed", 3407), ("bf16", True)])
 def test_options_that_a_trainer_changes_are_said_and_number_formats_refused(
     name, value, tiny, tmp_path, capsys, monkeypatch
@@ -509,6 +734,52 @@ def test_options_that_a_trainer_changes_are_said_and_number_formats_refused(
     else:
         sft(tiny, tmp_path)
         assert "SFTTrainer takes seed = 3407 for 42" in capsys.readouterr().err
+
+
+def test_what_trainglue_settles_is_not_told_as_the_trainers_doing(tiny, tmp_path, capsys):
+    sft(tiny, tmp_path, hub_token="hf_of_mine")
+    told = capsys.readouterr().err
+    assert " takes " not in told
+    assert "hf_of_mine" not in told
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": {}}, "lora is empty"),
+        ({"fp8": {}}, "fp8 is empty"),
+        ({"num_train_epochs": 0}, "num_train_epochs 0"),
+        ({"activation_offloading": True}, "this is a CPU"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message, tiny, tmp_path, unloaded):
+    assert message in refused(tiny, tmp_path, **{"max_steps": -1, **options}).message
+
+
+def test_canonical_rows_are_packed_and_padded_as_format_is_told(tiny, tmp_path):
+    made = sft(tiny, tmp_path, data=tiny.canonical("sft"), max_length=256, format={"pack": "bfd", "pad_multiple": 16})
+    assert made.padding_free
+    assert made.args.pad_to_multiple_of == 16
+    assert len(made.train_dataset) < ROWS
+
+
+def test_packed_rows_to_evaluate_on_need_packed_rows_to_train_on(tiny, tmp_path):
+    with pytest.raises(UsageError, match="attend to each other"):
+        sft(tiny, tmp_path, eval_data=tiny.packed(), eval_share=None)
+
+
+def test_prompts_of_messages_need_a_chat_template(tiny, tmp_path, unloaded):
+    bare = chatml(tmp_path / "bare", None)
+    error = refused(
+        tiny,
+        tmp_path,
+        "grpo",
+        data=tiny.canonical("grpo"),
+        tokenizer=bare,
+        reward="length",
+        per_device_train_batch_size=8,
+    )
+    assert "no chat template" in error.message
 
 
 def test_a_row_that_the_trainer_leaves_out_is_named(tiny, tmp_path, monkeypatch):
@@ -530,6 +801,17 @@ class _Copies(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         shutil.copytree(self.folder, self.into / f"at {state.global_step}" / "run")
+
+
+class _Raises(TrainerCallback):
+    """Ends training after a step with an error."""
+
+    def __init__(self, step, error):
+        self.step, self.error = step, error
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise self.error
 
 
 class _Stop(TrainerCallback):
@@ -612,6 +894,9 @@ def test_a_streamed_mix_gives_the_rows_of_the_plan_and_resumes_at_its_place(tiny
     whole.train()
     assert whole.state.max_steps == (2 * len(expected) + 1) // 2
     assert given[: 2 * len(expected)] == expected * 2
+    assert [log["epoch"] for log in whole.state.log_history] == pytest.approx(
+        [step * 2 / len(expected) for step in (*range(1, whole.state.max_steps + 1), whole.state.max_steps)], abs=1e-3
+    )
 
     first = sft(tiny, tmp_path / "b", **options)
     first.add_callback(_Stop(5))
@@ -621,6 +906,22 @@ def test_a_streamed_mix_gives_the_rows_of_the_plan_and_resumes_at_its_place(tiny
     resumed.train()
     assert given[: 2 * len(expected) - 6] == (expected * 2)[6:]
     assert losses(resumed)[-8:] == pytest.approx(losses(whole)[-8:], rel=1e-6)
+    assert record(tmp_path / "b" / "run")["epoch"] == whole.state.epoch == 2 * len(expected) / len(expected)
+
+
+def test_a_stream_goes_on_from_no_other_checkpoint(tiny, recipe, tmp_path, monkeypatch):
+    made = sft(tiny, tmp_path, data=recipe, streaming=True, max_steps=2)
+    with pytest.raises(UsageError, match="the stream was opened at its first row"):
+        made.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-1"))
+    made.resume = "run/checkpoint-1"
+    with pytest.raises(UsageError, match="where run/checkpoint-1 left it"):
+        made.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-1"))
+
+
+def test_a_small_part_of_a_stream_is_a_step(tiny, recipe, tmp_path):
+    made = sft(tiny, tmp_path, data=recipe, streaming=True, num_train_epochs=0.01)
+    made.train()
+    assert made.state.global_step == 1
 
 
 def test_rows_that_a_filter_leaves_out_of_a_stream_may_be_longer(tiny, recipe, tmp_path):

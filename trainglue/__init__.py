@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainglue.data import dataset
     from trainglue.handoff.exporting import export
-    from trainglue.hooks import OutOfMemory
     from trainglue.machine.diagnosis import doctor
     from trainglue.machine.signatures import api
+    from trainglue.memory import OutOfMemory
     from trainglue.methods import KINDS_OF, METHODS
     from trainglue.precision import PrecisionNotUsed, check_fp8_training_support, setup_fp8_mixed_precision_training
     from trainglue.training import trainer
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MODULES = {
     "KINDS_OF": "methods",
     "METHODS": "methods",
-    "OutOfMemory": "hooks",
+    "OutOfMemory": "memory",
     "PrecisionNotUsed": "precision",
     "api": "machine.signatures",
     "check_fp8_training_support": "precision",

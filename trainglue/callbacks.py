@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,8 +41,10 @@ class Record(TrainerCallback):
         earlier = read(folder).get("sessions", [])
         self.session: dict[str, Any] = {"started": _now(), "command": facts["command"], "status": "running"}
         self.record: dict[str, Any] = {**facts, "sessions": [*earlier, self.session]}
+        self.state: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.state = state
         self.session["from_step"] = state.global_step
         self._write(state, "running")
 
@@ -50,6 +53,18 @@ class Record(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._write(state, "finished")
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Training, the end of which by an error is recorded, too."""
+        try:
+            yield
+        except BaseException as error:
+            if self.state is not None:
+                self.session["error"] = f"{type(error).__name__}: {error}"
+                with suppress(OSError):  # the disk is full
+                    self._write(self.state, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
 
     def _write(self, state: Any, status: str) -> None:
         if not state.is_world_process_zero:
@@ -62,7 +77,7 @@ class Record(TrainerCallback):
 
 
 class StreamState(TrainerCallback):
-    """Puts the place where a stream stands into every checkpoint.
+    """Puts the place where a stream stands into every checkpoint, and counts epochs by rows.
 
     Args:
         position: of the stream when this session began.
@@ -73,6 +88,9 @@ class StreamState(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.begun_at = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.epoch = self.position.epoch(state.global_step - self.begun_at)  # a trainer divides by all steps
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

@@ -42,7 +42,15 @@ LINES: Final = {
 }
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(Group):
+    """Commands of runs, which go on only where they are told to."""
+
+    interrupted = "interrupted; the same command with --resume goes on from the last checkpoint"
+    program = "trainglue"
+    defect = "Where the last lines above are of a reward or a model of yours, mend it; else please report this."
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(datakit.__version__, prog_name="trainglue")
 def main() -> None:
     """From a shard folder to a training run.
@@ -64,11 +72,16 @@ def main() -> None:
 def train(context: click.Context, file: str, print_config: bool) -> None:
     """Train as a TOML file says; options given here come first.
 
+    They are those of `trainglue METHOD`: --data, --model, --output, --resume, --overwrite and all others.
+
     \b
     trainglue train run.toml
     trainglue train run.toml --resume
     """
-    given = config.load(file) | {name: _value(name, texts) for name, texts in _extra(context.args).items()}
+    told = _extra(context.args)
+    if "output" in told:
+        told["output_dir"] = told.pop("output")
+    given = config.load(file) | {name: _value(name, texts) for name, texts in told.items()}
     config.check(given, "command line")
     _run(given.pop("method"), given, print_config)
 
@@ -120,7 +133,7 @@ def _extra(arguments: Sequence[str]) -> dict[str, list[str]]:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = name.replace("-", "_")
-            if name.startswith("no_") and not equals:
+            if name.startswith("no_") and not equals and name not in options.RENAMED:
                 name, equals, value = name[3:], "=", "false"
             current = found.setdefault(name, [])
             if equals:
@@ -158,7 +171,7 @@ def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
     from trainglue.training import trainer
 
     with _quiet():
-        made = trainer(method, **{**given, "disable_tqdm": True})
+        made = trainer(method, **{"disable_tqdm": True, **given})
         with _screen(made):
             made.train()
             last = made.state.log_history[-2:]
@@ -181,12 +194,13 @@ def _quiet() -> Iterator[None]:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message=".*trl.experimental")
         yield
 
 
 def _print_config(method: str, told: Mapping[str, Any]) -> None:
     """The run as a run.toml, checked as a run is; whether it goes on or replaces another is not part of it."""
-    from trainglue import training
+    from trainglue import models, training
 
     config_class = _config_class(method, told.get("engine", "auto"), told.get("lora"))
     fields = {field.name for field in config.FIELDS}
@@ -198,11 +212,13 @@ def _print_config(method: str, told: Mapping[str, Any]) -> None:
     given = {name: value for name, value in told.items() if name in own_names} | taken
     own = {name: given.get(name) for name in config.REQUIRED[1:]}
     data, held = given.get("data", ""), "eval_data" in given or "eval_split" in given
-    usual = training.default_share(method, _form(data), bool(given.get("streaming")), held, taken)
+    form = "packed" if given.get("format", {}).get("pack") else _form(data)
+    usual = training.default_share(method, form, bool(given.get("streaming")), held, taken)
     share = given.get("eval_share", usual)
-    found = training.default_options(
-        method, data, bool(given.get("lora")), bool(share) or held, given.get("early_stopping"), taken
-    )
+    adapted = bool(given.get("lora") or models.adapter_of(given.get("model")))
+    found = training.default_options(method, data, adapted, bool(share) or held, given.get("early_stopping"), taken)
+    with _quiet():
+        training.check_options(config_class, METHODS[method], of_config, found)
     defaults = options.translated(config_class, found)
     own |= {"eval_share": share} if share or "eval_share" in given else {}
     rest = {name: value for name, value in given.items() if name not in own}
@@ -230,10 +246,11 @@ def _config_class(method: str, engine: str, lora: Any) -> type[Any]:
 @main.command()
 def rewards() -> None:
     """List the reward functions that are ready for --reward."""
-    from trainglue.rewards import listing
+    from trainglue.rewards import DOTTED, listing
 
     for name, line in listing().items():
         click.echo(f"{name:<16} {line}")
+    click.echo(f"\nOne of yours: {DOTTED[0].lower()}{DOTTED[1:]}")
 
 
 @contextmanager

@@ -101,7 +101,13 @@ FIELDS: Final = (
         metavar="PATH|NAME",
         methods=[method.name for method in METHODS.values() if method.reference],
     ),
-    Field("reward", "A reward function; repeat for several.", "texts", metavar="NAME", methods=["grpo"]),
+    Field(
+        "reward",
+        "A reward function: one of `trainglue rewards`, or module.function of yours; repeat for several.",
+        "texts",
+        metavar="NAME",
+        methods=["grpo"],
+    ),
     Field("streaming", "Stream the recipe in --data instead of writing the mix.", "bool"),
     Field("early_stopping", "Evaluations without a better loss until training ends.", "int", metavar="N", least=1),
     Field("resume", "Go on from the last checkpoint in --output-dir.", "bool"),
@@ -109,6 +115,9 @@ FIELDS: Final = (
 )
 REQUIRED: Final = ("method", "model", "data", "output_dir")
 PATHS: Final = ("model", "data", "output_dir", "eval_data", "tokenizer", "chat_template", "ref_model")
+
+OTHER_NAMES: Final = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+"""What fields are called elsewhere, and too far from their names to be found near them."""
 
 NOT_FOR_FORMAT: Final = {
     *("inputs", "output", "tokenizer", "method", "chat_template", "max_length", "overwrite", "progress"),
@@ -165,6 +174,8 @@ def check_values(given: Mapping[str, Any], where: str) -> None:
             raise UsageError(
                 f"{where}: {name} = {value!r}", f"{known[name]['description']} Allowed: {_allowed(known[name])}."
             )
+        if value == {} and name in ("lora", "fp8"):
+            raise UsageError(f"{where}: {name} is empty", f"Leave it out, or say more: {known[name]['description']}")
         if isinstance(value, Mapping) and "propertyNames" in known.get(name, ()):
             check_names(value, known[name]["propertyNames"]["enum"], f"{where}: {name}")
 
@@ -190,7 +201,7 @@ def check_names(table: Mapping[str, Any], known: Sequence[str], where: str) -> N
     """
     for name in table:
         if name not in known:
-            near = get_close_matches(name, known, 3, 0.6)
+            near = [OTHER_NAMES[name]] if OTHER_NAMES.get(name) in known else get_close_matches(name, known, 3, 0.6)
             hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(known)}."
             own = name in {field.name for field in FIELDS}
             raise UsageError(f"{where} has no {name}", "It is an option of the run itself." if own else hint)

@@ -10,25 +10,28 @@ Nothing is tokenised in the process that trains.
 from __future__ import annotations
 
 import os
+import shlex
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow.compute as pc
 
 import datakit
-from datakit.errors import DataFailed, Locked, UnreadableInput, UsageError
+from datakit.errors import DataFailed, DatakitError, Locked, UnreadableInput, UsageError
 from datakit.methods import METHODS as FORMATTED
 from datakit.output import manifest as manifests
 from datakit.shards import Shards
 from datakit.terminal import plural, safe
-from datakit.tokens.load import Tokenizer
-from trainglue.methods import KINDS_OF, METHODS, Method, method_named, resolve
+from datakit.tokens.encode import hostile
+from datakit.tokens.engines import exact_engine
+from datakit.tokens.load import Tokenizer, added_of, definition_of, vocabulary_of
+from datakit.tokens.load import load as read_tokenizer
+from trainglue.methods import KINDS_OF, METHODS, Method, method_named
 
 if TYPE_CHECKING:
     import datasets
@@ -156,7 +159,13 @@ def check_folder(folder: Folder) -> None:
     path = Path(folder)
     if path.exists() and not (path / manifests.NAME).is_file():
         what = "a folder without a manifest" if path.is_dir() else "a file, not a shard folder"
-        raise UsageError(f"{safe(str(path))} is {what}", f"datakit convert {safe(str(path))} -o shards/")
+        command = "mix" if path.suffix == ".toml" else "convert"
+        raise UsageError(f"{safe(str(path))} is {what}", f"datakit {command} {_typed(path)} -o shards/")
+
+
+def _typed(path: Path | str) -> str:
+    """A path as one argument of a command."""
+    return safe(shlex.quote(str(path)))
 
 
 def training_split(folder: Folder, split: str | None) -> str | None:
@@ -179,7 +188,7 @@ def _check_kind(shards: Shards, method: Method, kinds: Sequence[str]) -> None:
     own = {kind, f"{kind}:{form}"}
     if not own.isdisjoint(kinds):
         return
-    fitting = [m.name for m in METHODS.values() if not own.isdisjoint((*_canonical(m), *m.kinds)) and _installed(m)]
+    fitting = [m.name for m in METHODS.values() if not own.isdisjoint((*_canonical(m), *m.kinds))]
     choose = f" Or train with {' or '.join(fitting)}." if fitting else ""
     raise UsageError(
         f"{shards.path} holds rows of kind {kind}, form {form}; {method.name} trains on {' or '.join(kinds)}",
@@ -191,7 +200,7 @@ def _to_kind(shards: Shards, method: Method) -> str:
     """The command that makes rows for a method of these, if there is one."""
     kind, form = shards.manifest["kind"], shards.manifest["form"]
     ids = kind == TOKENIZED
-    held, path = (RENDERED.get(form, "sft"), "SOURCE") if ids else (kind, str(shards.path))
+    held, path = (RENDERED.get(form, "sft"), "SOURCE") if ids else (kind, _typed(shards.path))
     wanted = _canonical(method) or method.kinds
     again = f"datakit format {path} -o NEW --for {method.format_for} --tokenizer MODEL"
     if held in wanted:
@@ -205,17 +214,6 @@ def _to_kind(shards: Shards, method: Method) -> str:
 def _canonical(method: Method) -> tuple[str, ...]:
     """The kinds that are formatted for a method."""
     return FORMATTED[method.format_for].kinds if method.format_for else ()
-
-
-def _installed(method: Method) -> bool:
-    """Whether the installed TRL has its trainer; that it is experimental is of no interest here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            resolve(method.name)
-        except UsageError:
-            return False
-    return True
 
 
 def is_formatted(shards: Shards, method: Method) -> bool:
@@ -242,14 +240,21 @@ def check_prepared(shards: Shards, tokenizer: Tokenizer, template: str | None, m
     if not prepared:
         _check_ids(shards, tokenizer)
         return
-    again = f"datakit format SOURCE -o NEW --tokenizer {tokenizer.path} --for {method.format_for or method.name}"
+    named = _typed(tokenizer.path)
+    again = f"datakit format SOURCE -o NEW --tokenizer {named} --for {method.format_for or method.name}"
     theirs = prepared["tokenizer"]
     if theirs["sha256"] != tokenizer.sha256:
-        raise UsageError(
-            f"{shards.path} was tokenised by {theirs['path']} ({theirs['sha256'][:12]}); "
-            f"the model's tokenizer is {tokenizer.path} ({tokenizer.sha256[:12]})",
-            f"Format the source again: {again}",
-        )
+        try:
+            found = difference(recorded(theirs), tokenizer)
+            why, instead = found.sentence if found else "", "Format the source again:"
+        except DatakitError as error:
+            why = f"the two cannot be compared: {error.message}"
+            instead = "Name the tokenizer that made them, with --tokenizer; or format the source again:"
+        if why:
+            raise UsageError(
+                f"{shards.path} was tokenised by {theirs['path']}; the model's tokenizer is {tokenizer.path}: {why}",
+                f"{instead} {again}",
+            )
     rendered = prepared["chat_template"]["sha256"]
     if rendered is not None and rendered != digest(template):
         raise UsageError(
@@ -261,6 +266,98 @@ def check_prepared(shards: Shards, tokenizer: Tokenizer, template: str | None, m
         method
     ):
         raise UsageError(f"{shards.path} was formatted --for {prepared['method']}", f"Format again: {again}")
+
+
+def recorded(theirs: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a manifest names.
+
+    Raises:
+        UsageError: it is not there any more, or is not the same any more.
+    """
+    name, revision = theirs["path"], theirs.get("revision")
+    found = read_tokenizer(f"{name}@{revision}" if revision and "@" not in name else name)
+    if found.sha256 != theirs["sha256"]:
+        raise UsageError(f"{name} has changed since then", "Name the one that made the shards.")
+    return found
+
+
+class Difference(NamedTuple):
+    """How two tokenizers differ.
+
+    Attributes:
+        sentence: the first difference that was found.
+        moved: a token that both have has another id.
+    """
+
+    sentence: str
+    moved: bool = False
+
+
+def difference(one: Tokenizer, other: Tokenizer) -> Difference | None:
+    """What makes two tokenizers give other ids; None where nothing does, as after `save_pretrained`.
+
+    Compared are tokens with their ids, merges or scores, and the ids of texts: each token's own, and those on which
+    engines disagree if on anything, with spaces, digits, accents and control tokens.
+    """
+    if one.sha256 == other.sha256:
+        return None
+    key = (one.path, one.sha256, other.path, other.sha256)
+    if key not in _compared:
+        _compared[key] = _difference(one, other)
+    return _compared[key]
+
+
+_compared: Final[dict[tuple[str, ...], Difference | None]] = {}
+"""What was found; it takes seconds, and the sources of a stream often have one tokenizer."""
+
+
+def _difference(one: Tokenizer, other: Tokenizer) -> Difference | None:
+    documents = definition_of(one), definition_of(other)
+    ids, known = ({**vocabulary_of(own), **{t["content"]: t["id"] for t in added_of(own)}} for own in documents)
+    if moved := [token for token, id in ids.items() if known.get(token, id) != id]:
+        return Difference(
+            f"{one.path} gives {plural(len(moved), 'token')} other ids than the tokenizer of {other.path}: "
+            f"{moved[0]!r} is {ids[moved[0]]:,}, there {known[moved[0]]:,}",
+            moved=True,
+        )
+    for here, there, new in ((one, other, ids.keys() - known.keys()), (other, one, known.keys() - ids.keys())):
+        if new:
+            return Difference(
+                f"{here.path} has {plural(len(new), 'token')} that {there.path} lacks, such as {min(new)}"
+            )
+    if _rules(documents[0]) != _rules(documents[1]):
+        return Difference(f"{one.path} joins its tokens by other rules than {other.path}")
+    engines = [_engine(tokenizer) for tokenizer in (one, other)]
+    texts = [*hostile([token.content for token in one.added]), *(engines[0].decode([id], False) for id in ids.values())]
+    read = [[row.ids for row in engine.encode_batch_fast(texts)] for engine in engines]
+    for text, left, right in zip(texts, *read, strict=True):
+        if left != right:
+            return Difference(
+                f"{one.path} and {other.path} have the same tokens, but read {text[:40]!r} as {left[:6]} "
+                f"and {right[:6]}"
+            )
+    return None
+
+
+def _rules(document: Mapping[str, Any]) -> Any:
+    """The merges, which are pairs or texts, or the scores of a tokenizer."""
+    model = document["model"]
+    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges") or ()] or (
+        model["vocab"] if isinstance(model["vocab"], list) else None
+    )
+
+
+def _engine(tokenizer: Tokenizer) -> Any:
+    try:
+        engine = exact_engine(tokenizer.definition())
+    except Exception as error:
+        raise UsageError(
+            f"{tokenizer.path} cannot be read: {error}", "Save it again with the installed transformers."
+        ) from error
+    engine.no_truncation()
+    engine.no_padding()
+    engine.encode_special_tokens = tokenizer.split_special
+    return engine
 
 
 def _check_ids(shards: Shards, tokenizer: Tokenizer) -> None:

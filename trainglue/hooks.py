@@ -12,45 +12,97 @@ Every trainer also turns "out of memory" into advice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from typing import Any, Final
 
-from datakit.errors import DatakitError, UsageError
+from datakit.errors import NotWritten, UsageError
 from datakit.schema import IGNORED
+from trainglue.memory import advised
 from trainglue.methods import Hook
 
-
-class OutOfMemory(DatakitError):
-    """The accelerator or the machine has too little memory for the run; the hint says what to change."""
-
-    exit_code = 5
+FULL: Final = {ENOSPC, EDQUOT, EFBIG, EROFS}
+SAYS_FULL: Final = ("no space left", "quota exceeded", "file too large", "read-only file system", "inline_container")
+"""How libraries without an error number say that a file could not be written; the last is torch's."""
 
 
 class Guarded:
-    """What every trainer gets: a checkpoint to go on from, and advice where memory ends."""
+    """What every trainer gets: a checkpoint to go on from, and words for the end of memory and of the disk.
 
-    advice: Callable[[], str] | None = None
+    Attributes:
+        advice: what to change where training takes too much memory.
+        advice_to_evaluate: the same of evaluation.
+        resume: the checkpoint to go on from.
+        streamed: the rows are a stream, which stands where that checkpoint left it.
+        watched: around training, the record of the run.
+    """
+
+    args: Any
+    is_in_train: bool
+    advice: Callable[[], str]
+    advice_to_evaluate: Callable[[], str]
     resume: str | None = None
+    streamed: bool = False
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         """As `Trainer.train`.
 
         Raises:
             OutOfMemory: with what to change, computed from the lengths of the rows.
+            NotWritten: the disk is full.
+            UsageError: a stream would go on from another checkpoint than the one that it was opened with.
         """
-        try:
-            return super().train(resume_from_checkpoint or self.resume, **options)  # type: ignore[misc]
-        except (RuntimeError, MemoryError) as error:
-            if self.advice is None or not _ends_memory(error):
-                raise
-            first = next(iter(str(error).splitlines()), "")
-            raise OutOfMemory(f"out of memory: {first}", self.advice()) from error
+        checkpoint = resume_from_checkpoint or self.resume
+        if self.streamed and str(checkpoint) != str(self.resume):
+            raise UsageError(
+                f"resume_from_checkpoint {checkpoint}: the stream was opened "
+                + (f"where {self.resume} left it" if self.resume else "at its first row"),
+                "Give resume=True to trainer(), and nothing to train().",
+            )
+        with self.watched(), advised(self.advice), written(self.args.output_dir):
+            return super().train(checkpoint, **options)  # type: ignore[misc]
+
+    def evaluate(self, *arguments: Any, **options: Any) -> Any:
+        """As `Trainer.evaluate`.
+
+        Raises:
+            OutOfMemory: with what to change.
+        """
+        if self.is_in_train and self.args.auto_find_batch_size:  # which takes less and tries again
+            return super().evaluate(*arguments, **options)  # type: ignore[misc]
+        with advised(self.advice_to_evaluate):
+            return super().evaluate(*arguments, **options)  # type: ignore[misc]
+
+    def save_model(self, output_dir: str | None = None, *arguments: Any, **options: Any) -> None:
+        """As `Trainer.save_model`.
+
+        Raises:
+            NotWritten: the disk is full.
+        """
+        with written(output_dir or self.args.output_dir):
+            super().save_model(output_dir, *arguments, **options)  # type: ignore[misc]
 
 
-def _ends_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error).lower() for words in ("out of memory", "not enough memory", "can't allocate memory")
-    )
+@contextmanager
+def written(folder: str) -> Iterator[None]:
+    """Say in words that a file cannot be written.
+
+    Raises:
+        NotWritten: the disk is full, or a quota is.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors has an error of its own
+        text = str(error).lower()
+        if getattr(error, "errno", None) not in FULL and not any(words in text for words in SAYS_FULL):
+            raise
+        first = next(iter(str(error).splitlines()), "")
+        raise NotWritten(
+            f"{folder} could not be written: {first}",
+            "Make room, or keep fewer checkpoints with --save-total-limit. --resume goes on from the last whole one.",
+        ) from error
 
 
 class Prepared:

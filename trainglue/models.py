@@ -4,6 +4,9 @@
     LoRA                           frozen weights in the 16 bits of the precision, adapters in fp32
     qlora                          frozen weights in nf4 with double quantisation, adapters as TRL keeps them
 
+A folder with an adapter goes on being trained as it is, over its base; what a loss compares with is then the adapter as
+it was, of which TRL keeps a frozen copy.
+
 No token is added and no embedding resized: the pad token is one that the tokenizer has.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
@@ -21,10 +25,11 @@ from typing import Any, Final
 from jinja2 import TemplateError
 
 from datakit.errors import DatakitError, UsageError
-from datakit.terminal import plural
-from datakit.tokens.load import Tokenizer, added_of, definition_of, vocabulary_of
+from datakit.tokens.load import Tokenizer
 from datakit.tokens.load import load as read_tokenizer
+from trainglue import memory
 from trainglue.config import check_names
+from trainglue.data import difference
 from trainglue.methods import Method
 
 LORA: Final[Mapping[str, Any]] = {
@@ -97,8 +102,8 @@ def load_tokenizer(found: Tokenizer, template: str | None) -> tuple[Any, list[st
     """
     from transformers import AutoTokenizer
 
-    name, _, revision = found.path.partition("@")
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or found.revision or "main")
+    name = found.path.partition("@")[0] if found.revision else found.path  # only names on the Hub have revisions
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=found.revision or "main")
     notes = []
     if template is not None:
         tokenizer.chat_template = template
@@ -151,7 +156,7 @@ def load(
     engine: str,
     precision: Any,
     lora: int | Mapping[str, Any] | Any | None,
-    dtype: str | None,
+    dtype: Any,
     longest: int,
     device: str,
     checkpointing: bool,
@@ -163,12 +168,12 @@ def load(
     """Load a model, or take one that was loaded, and settle adapters and reference.
 
     Args:
-        model: a folder, a name on the Hub, or a model.
+        model: a folder, a name on the Hub, or a model; of an adapter with its base too.
         method: whose head it needs.
         engine: trl or unsloth.
         precision: fp32, bf16, fp16, qlora, fp8 or fp8_weights; or an `Fp8`.
-        lora: a rank, fields of `LoraConfig`, such a config, or None for full fine-tuning.
-        dtype: of the weights, if not by the table above.
+        lora: a rank, fields of `LoraConfig`, such a config, or None: the adapter of the model, or all weights.
+        dtype: of the weights, a word or a `torch.dtype`, if not by the table above.
         longest: tokens of the longest row; Unsloth reserves them.
         device: cuda, cpu, ...
         checkpointing: activations are computed again in the backward pass; Unsloth decides that here.
@@ -179,35 +184,112 @@ def load(
 
     Raises:
         UsageError: the model cannot be loaded so, or options contradict each other.
+        OutOfMemory: with what takes less.
     """
     from transformers import set_seed
 
     set_seed(seed)
-    if precision in ("qlora", "fp8_weights") and not lora:
+    adapter = adapter_of(model)
+    adapted = bool(lora or adapter)
+    if precision in ("qlora", "fp8_weights") and not adapted:
         raise UsageError(f"precision {precision} trains adapters only", "Give lora, for example 16.")
 
     def plain(given: Any) -> Any:
         named = isinstance(given, str | os.PathLike)
-        return _load_plain(os.fspath(given), method, precision, bool(lora), dtype, device, options) if named else given
+        return _load_plain(os.fspath(given), method, precision, adapted, dtype, device, options) if named else given
 
     named = isinstance(model, str | os.PathLike)
+    if adapter:
+        _check_adapter(model, adapter, method, lora)
     if not named and precision == "qlora" and not getattr(model, "is_loaded_in_4bit", False):
         raise UsageError("the model was loaded without 4 bits", "Give its path; trainglue loads it in nf4.")
-    if named and engine == "unsloth" and method.head == "causal":
-        loaded = _load_unsloth(os.fspath(model), precision, lora, dtype, longest, checkpointing, options, seed)
-    else:
-        loaded = Loaded(plain(model), peft_config(lora, method) if lora else None)
-        whole = not lora and not hasattr(loaded.model, "peft_config")
-        if ref_model is None and reference and method.reference and whole:
+    with memory.advised(lambda: memory.for_loading(adapted, precision)):
+        if named and engine == "unsloth" and method.head == "causal":
+            name = os.fspath(model)
+            loaded = _load_unsloth(name, precision, lora, adapted, dtype, longest, checkpointing, options, seed)
+        elif named and adapter:
+            loaded = Loaded(_trainable(plain(adapter.base_model_name_or_path), os.fspath(model)))
+        else:
+            loaded = Loaded(plain(model), peft_config(lora, method) if lora else None)
+        if adapter:
+            loaded.notes.append(f"the adapter of {name_of(model)} is trained on")
+        if ref_model is None and reference and method.reference and not adapted:
             ref_model = copy.deepcopy(loaded.model)
             loaded.notes += [] if named else ["the reference is a copy of the model in memory"]
-    if ref_model is not None:
-        loaded.reference = plain(ref_model).requires_grad_(False).eval()
+        elif ref_model is None and method.reference and adapter:
+            loaded.notes.append("the reference is the adapter as it is now")
+        if ref_model is not None:
+            loaded.reference = plain(ref_model).requires_grad_(False).eval()
     return loaded
 
 
+def adapter_of(model: Any) -> Any:
+    """The config of the adapter in a folder, in a repository on the Hub, or of a model in memory; None without one."""
+    if not isinstance(model, str | os.PathLike):
+        return next(iter(getattr(model, "peft_config", {}).values()), None)
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(os.fspath(model))
+    except OSError:  # there is no such model, which loading it says
+        return None
+    if file is None:
+        return None
+    check_peft(f"{os.fspath(model)} has an adapter")
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(os.fspath(model))
+
+
+def _check_adapter(model: Any, adapter: Any, method: Method, lora: Any) -> None:
+    """Refuse a second adapter over the one that was trained, and one that was trained for another head.
+
+    Raises:
+        UsageError: with the command that merges it.
+    """
+    merged = f"Merge it first: trainglue export {shlex.quote(name_of(model) or 'RUN')} -o merged/"
+    if lora:
+        raise UsageError(
+            f"{name_of(model) or 'the model'} has an adapter, and lora asks for another one",
+            f"Leave out lora to train this one on. {merged}",
+        )
+    if adapter.task_type not in (None, TASKS[method.head]):
+        raise UsageError(
+            f"{name_of(model) or 'the model'} has an adapter for {adapter.task_type}; {method.name} trains one for "
+            f"{TASKS[method.head]}",
+            merged,
+        )
+
+
+def _trainable(base: Any, folder: str) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(base, folder, is_trainable=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        if memory.ends(error):
+            raise
+        raise UsageError(
+            f"the adapter of {folder} cannot be loaded over {name_of(base)}: {_first_line(error)}",
+            "Its adapter_config.json names the base, as base_model_name_or_path.",
+        ) from error
+
+
+def check_trainable(model: Any) -> None:
+    """Refuse a model of which nothing would be trained.
+
+    Raises:
+        UsageError: every weight is frozen.
+    """
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise UsageError(
+            "no weight of the model is trainable",
+            "Give lora; or an adapter by its folder, or loaded with PeftModel.from_pretrained(..., is_trainable=True).",
+        )
+
+
 def _load_plain(
-    name: str, method: Method, precision: Any, lora: bool, dtype: str | None, device: str, options: Mapping[str, Any]
+    name: str, method: Method, precision: Any, lora: bool, dtype: Any, device: str, options: Mapping[str, Any]
 ) -> Any:
     import torch
     import transformers
@@ -220,22 +302,30 @@ def _load_plain(
             given["device_map"] = {"": int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))}
     try:
         return getattr(transformers, class_name).from_pretrained(name, **given)
-    except (OSError, ValueError, ImportError) as error:
-        first = next(iter(str(error).splitlines()), "")
+    except TypeError as error:
         raise UsageError(
-            f"{name} cannot be loaded: {first}", "Give a folder with config.json, or a name on the Hub."
+            f"{name} cannot be loaded: {_first_line(error)}",
+            f"Of model_init_kwargs its class {class_name} gets {', '.join(options) or 'nothing'}.",
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(
+            f"{name} cannot be loaded: {_first_line(error)}", "Give a folder with config.json, or a name on the Hub."
         ) from error
 
 
-def _dtype(precision: Any, lora: bool, dtype: str | None) -> Any:
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _dtype(precision: Any, lora: bool, dtype: Any) -> Any:
     """The type of the weights."""
     import torch
 
     if dtype is not None:
-        found = dtype if dtype == "auto" else getattr(torch, dtype, None)
-        if found is None:
+        found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if dtype != "auto" and not isinstance(found, torch.dtype):
             raise UsageError(f"dtype {dtype}", "float32, bfloat16, float16 or auto.")
-        return found
+        return "auto" if dtype == "auto" else found
     if precision == "qlora":
         return torch.bfloat16
     if precision == "fp32" or not lora:
@@ -270,12 +360,17 @@ def check_lora(lora: int | Mapping[str, Any] | Any | None) -> None:
     """
     if not lora:
         return
-    if find_spec("peft") is None:
-        raise UsageError("lora: peft is not installed", "pip install 'datakit-trainglue[train]'")
+    check_peft("lora")
     if isinstance(lora, Mapping):
         from peft import LoraConfig
 
         check_names(lora, [field.name for field in fields(LoraConfig) if field.name != "task_type"], "lora")
+
+
+def check_peft(what: str) -> None:
+    """Refuse adapters where the package for them is missing."""
+    if find_spec("peft") is None:
+        raise UsageError(f"{what}: peft is not installed", "pip install 'datakit-trainglue[train]'")
 
 
 def lora_fields(lora: int | Mapping[str, Any]) -> dict[str, Any]:
@@ -289,7 +384,8 @@ def _load_unsloth(
     name: str,
     precision: Any,
     lora: int | Mapping[str, Any] | Any | None,
-    dtype: str | None,
+    adapted: bool,
+    dtype: Any,
     longest: int,
     checkpointing: bool,
     options: Mapping[str, Any],
@@ -303,12 +399,12 @@ def _load_unsloth(
     given: dict[str, Any] = {
         "model_name": name,
         "max_seq_length": longest,
-        "dtype": _dtype(precision, bool(lora), dtype),
+        "dtype": _dtype(precision, adapted, dtype),
         "load_in_4bit": False,
-        "full_finetuning": not lora,
+        "full_finetuning": not adapted,
         "use_exact_model_name": True,  # else a name of the Hub becomes that of another repository
         **activations,
-        **precisions.unsloth(precision, lora=bool(lora)),
+        **precisions.unsloth(precision, lora=adapted),
         **options,
     }
     try:
@@ -318,10 +414,11 @@ def _load_unsloth(
             if wanted["target_modules"] == "all-linear":
                 wanted["target_modules"] = _linear_names(model)
             model = FastLanguageModel.get_peft_model(model, **wanted, **activations, random_state=seed)
-    except (OSError, ValueError, NotImplementedError, RuntimeError) as error:
-        first = next(iter(str(error).splitlines()), "")
+    except (OSError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        if memory.ends(error):
+            raise
         raise UsageError(
-            f"Unsloth cannot load {name}: {first}", "--engine trl may; `trainglue doctor` says more."
+            f"Unsloth cannot load {name}: {_first_line(error)}", "--engine trl may; `trainglue doctor` says more."
         ) from error
     return Loaded(model)
 
@@ -363,28 +460,15 @@ def check_tokenizer(tokenizer: Tokenizer, model: Any) -> list[str]:
         own = read_tokenizer(name)
     except DatakitError:
         return []
-    if own.sha256 == tokenizer.sha256:
+    found = difference(tokenizer, own)
+    if found is None:
         return []
-    known, given = _ids(own), _ids(tokenizer)
-    moved = [token for token, id in given.items() if known.get(token, id) != id]
-    if moved:
-        what = f"{tokenizer.path} gives {plural(len(moved), 'token')} other ids than the tokenizer of {name}"
-        example = f"{moved[0]!r} is {given[moved[0]]:,}, there {known[moved[0]]:,}"
-        if isinstance(model, str | os.PathLike):
-            raise UsageError(
-                f"{what}: {example}",
-                "Name one that fits, or leave tokenizer out. A model that has learnt these ids has it in its folder.",
-            )
-        return [f"{what}: {example}"]
-    if new := sorted(given.keys() - known.keys()):
-        return [f"{tokenizer.path} has {plural(len(new), 'token')} that {name} does not know, such as {new[0]}"]
-    return [f"{tokenizer.path} is not quite the tokenizer of {name}, but its tokens have the same ids"]
-
-
-def _ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Every token to its id."""
-    document = definition_of(tokenizer)
-    return vocabulary_of(document) | {token["content"]: token["id"] for token in added_of(document)}
+    if found.moved and isinstance(model, str | os.PathLike):
+        raise UsageError(
+            found.sentence,
+            "Name one that fits, or leave tokenizer out. A model that has learnt these ids has it in its folder.",
+        )
+    return [found.sentence]
 
 
 def check_vocabulary(loaded: Loaded, tokenizer: Tokenizer) -> None:

@@ -250,10 +250,13 @@ def checked(config_class: type[Any], method: Method, given: Mapping[str, Any]) -
     types = get_type_hints(config_class)
     made: dict[str, Any] = {}
     notes: list[str] = []
+    given_as: dict[str, str] = {}
     for name, value in given.items():
         found, changed = _current(name, value, names)
         if found not in names or name in refused(method):
             raise _unknown(name, method, names)
+        if (other := given_as.setdefault(found, name)) != name:
+            raise UsageError(f"{other} and {name} are the same option", "Leave out one of them.")
         made[found] = _typed(name, changed, types[found], LEAST.get(found))
         if found != name:
             notes.append(f"{name} is taken as {found} = {made[found]!r}")

@@ -16,28 +16,32 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Final
 
-from datakit.errors import UsageError
+from datakit.errors import DatakitError, UsageError
+from datakit.terminal import plural
+from trainglue import memory
 
 Completion = str | Sequence[Mapping[str, Any]]
 Reward = Callable[..., Sequence[float | None]]
 
 ANSWER_COLUMNS: Final = ("answer", "solution", "ground_truth", "reference_answer", "target")
-MARKS: Final = (
-    re.compile(r"<answer>(.*?)</answer>", re.DOTALL),
-    re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"),
-    re.compile(r"####[ \t]*([^\n]*)"),
-)
-"""How a text marks its final answer, in this order."""
+BOXED: Final = "\\boxed{"
 
 GROUPED: Final = re.compile(r"\s*[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\s*")
 """A number with commas between thousands; any other comma is no part of a number."""
 
 LONG: Final = 512
+
+WRITE: Final = "Write def my_reward(completions, **columns), which returns a number or None for each completion."
+
+DOTTED: Final = "Give it as module.function: my_rewards.polite for a function of my_rewards.py in this folder."
 
 
 def find(reward: str | Reward) -> Reward:
@@ -49,7 +53,7 @@ def find(reward: str | Reward) -> Reward:
         UsageError: there is none, or GRPO could not call it.
     """
     if not isinstance(reward, str):
-        return _callable(reward, getattr(reward, "__name__", repr(reward)))
+        return _callable(reward, name_of(reward))
     if reward in READY:
         return READY[reward]
     module_name, _, name = reward.replace(":", ".").rpartition(".")
@@ -63,15 +67,72 @@ def find(reward: str | Reward) -> Reward:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there and misses another one
-        raise UsageError(f"reward {reward}: there is no module {error.name}", "Give it as module.function.") from None
+        raise UsageError(f"reward {reward}: there is no module {error.name}", DOTTED) from None
     except AttributeError:
-        raise UsageError(f"reward {reward}: {module_name} has no {name}", "Give it as module.function.") from None
+        raise UsageError(f"reward {reward}: {module_name} has no {name}", DOTTED) from None
     return _callable(found, reward)
 
 
 def listing() -> dict[str, str]:
     """The rewards that are ready, each with a sentence."""
     return {name: (reward.__doc__ or "").strip().splitlines()[0] for name, reward in READY.items()}
+
+
+def name_of(reward: Any) -> str:
+    """What GRPO calls a reward in its log."""
+    while isinstance(reward, partial):
+        reward = reward.func
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def checked(reward: Any) -> Any:
+    """A reward function that says where it failed; a reward model is itself.
+
+    The function raises `UsageError` where the reward raises, or returns another number of values than completions.
+    """
+    if hasattr(reward, "forward"):
+        return reward
+    name = name_of(reward)
+
+    def counted(values: Any, completions: Sequence[Any]) -> list[Any]:
+        found = list(values) if isinstance(values, Iterable) else None
+        if found is None or len(found) != len(completions):
+            what = f"a {type(values).__name__}" if found is None else plural(len(found), "value")
+            raise UsageError(f"reward {name} returned {what} for {plural(len(completions), 'completion')}", WRITE)
+        return found
+
+    def called(*, completions: Sequence[Any], **columns: Any) -> Any:
+        with _placed(name):
+            return counted(reward(completions=completions, **columns), completions)
+
+    async def awaited(*, completions: Sequence[Any], **columns: Any) -> Any:
+        with _placed(name):
+            return counted(await reward(completions=completions, **columns), completions)
+
+    called.__name__ = awaited.__name__ = name
+    return awaited if _is_async(reward) else called
+
+
+def _is_async(reward: Any) -> bool:
+    while isinstance(reward, partial):
+        reward = reward.func
+    return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
+
+
+@contextmanager
+def _placed(name: str) -> Iterator[None]:
+    """Name the reward and the last line of its own file where it raises."""
+    try:
+        yield
+    except DatakitError:
+        raise
+    except Exception as error:
+        if memory.ends(error):
+            raise
+        frames = extract_tb(error.__traceback__)[2:]  # behind `_placed` and `called`
+        own = [frame for frame in frames if frame.filename == frames[0].filename]
+        place = f", {own[-1].filename}:{own[-1].lineno}" if own else ""
+        raise UsageError(f"reward {name}{place}: {type(error).__name__}: {error}", WRITE) from error
 
 
 # ---------------------------------------------------------------- what completions say
@@ -90,10 +151,37 @@ def text_of(completion: Completion) -> str:
 def final_answer(text: str) -> str:
     """What a text marks as its answer, the last time that it does; without a mark, all that follows its thoughts."""
     said = text.rpartition("</think>")[2]
-    for mark in MARKS:
-        if found := mark.findall(said):
-            return str(found[-1]).strip()
-    return said.strip()
+    return next((found[-1].strip() for mark in MARKS if (found := mark(said))), said.strip())
+
+
+def boxed(text: str) -> list[str]:
+    """What stands in each \\boxed{} of a text that has its closing brace; one inside another belongs to the outer."""
+    found, at = [], text.find(BOXED)
+    while at >= 0:
+        start = at + len(BOXED)
+        end = _closing(text, start)
+        if end is not None:
+            found.append(text[start:end])
+        at = text.find(BOXED, start if end is None else end)
+    return found
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Where the brace is that closes the one before `start`."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return start + brace.start()
+    return None
+
+
+MARKS: Final[Sequence[Callable[[str], list[str]]]] = (
+    re.compile(r"<answer>(.*?)</answer>", re.DOTALL).findall,
+    boxed,
+    re.compile(r"####[ \t]*([^\n]*)").findall,
+)
+"""How a text marks its final answer, in this order: each gives all answers that it finds."""
 
 
 def same_answer(one: str, other: str) -> bool:
@@ -131,7 +219,7 @@ def exact_match(completions: Sequence[Completion], **columns: Any) -> list[float
 def answer_format(completions: Sequence[Completion], **_: Any) -> list[float]:
     """1 if the text marks exactly one final answer, by <answer> tags, \\boxed{} or ####, else 0."""
     texts = [text_of(completion).rpartition("</think>")[2] for completion in completions]
-    return [float(sum(len(mark.findall(text)) for mark in MARKS) == 1) for text in texts]
+    return [float(sum(len(mark(text)) for mark in MARKS) == 1) for text in texts]
 
 
 def matches(pattern: str) -> Reward:
@@ -188,11 +276,16 @@ def _callable(reward: Any, name: str) -> Reward:
         )
     if hasattr(reward, "forward"):
         return reward  # a reward model
-    parameters = inspect.signature(reward).parameters.values()
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except ValueError:
+        raise UsageError(
+            f"reward {name} does not say what it takes", f"Give a function that calls it. {WRITE}"
+        ) from None
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         raise UsageError(
             f"reward {name} takes no **columns, and GRPO passes it every column",
-            f"Write def {name.rpartition('.')[2]}(completions, **columns).",
+            WRITE,
         )
     return reward
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,17 +66,42 @@ MADE: Final = (
 )
 """What a run leaves in its folder; an older one must not lie among a newer one's."""
 
-LEFT: Final = ("unsloth_compiled_cache", "data_manifest.json")
-"""What a run that was refused may leave."""
+LEFT: Final = ("unsloth_compiled_cache", "data_manifest.json", ".*")
+"""What a run that was refused may leave, and what keeps or describes a folder, as .gitkeep."""
 
-SETTLED: Final = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "optim",
-    "seed",
-    "weight_decay",
+FREE: Final = (
+    # how far, and whereto
+    *("max_steps", "num_train_epochs", "output_dir", "run_name", "project", "push_to_hub", "hub_", "trackio_"),
+    # watched and kept: reads the weights and does not move them
+    *("eval_", "do_eval", "per_device_eval_batch_size", "num_generations_eval", "prediction_loss_only"),
+    *("batch_eval_metrics", "include_", "metric_for_best_model", "greater_is_better", "load_best_model_at_end"),
+    *("save_", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
+    *("logging_", "log_", "report_to", "disable_tqdm", "num_completions_to_print", "skip_memory_metrics", "debug"),
+    # the same numbers in another time or memory, as on another machine and after its memory ended
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    *("gradient_checkpointing", "activation_", "torch_", "use_cache", "use_cpu", "full_determinism"),
+    *("ddp_", "fsdp", "deepspeed", "local_rank", "precompute_ref_"),
+    *("vllm_server_", "vllm_group_port", "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size"),
+    "max_length",  # of ORPO and CPO the longest row; nothing is cut to it
 )
-"""Fields of a config that a checkpoint has settled: another value would be ignored."""
+"""What the fields of a config that may change where a run goes on begin with."""
+
+BATCH: Final = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
+"""Fields that may change as well, since the rows of an update and of a generation are compared."""
+
+BATCHWISE: Final = ("kto", "bco")
+"""Methods whose loss depends on the rows that are beside each other in a batch."""
+
+UNKEPT: Final = {
+    "sync_ref_model": (True, "no checkpoint keeps the reference that was moved"),
+    "train_sampling_strategy": ("group_by_length", "rows would come in another order, some twice and others never"),
+    "save_only_model": (True, "its checkpoints keep no optimizer and no learning rate"),
+}
+"""Fields of a config, values with which no run goes on as the same one, and why."""
+
+TOKEN: Final = re.compile(r"""((?:^|[\s{"'_-])token["']?\s*[=:]\s*["']?)[^\s"',}]+""", re.IGNORECASE)
+"""A token in a word of a command: `--hub-token=...`, or in the JSON of an option."""
 
 
 @dataclass(slots=True)
@@ -101,11 +127,15 @@ class Run:
         if is_main():
             sys.stderr.write("".join(f"trainglue: {line}\n" for line in lines))
 
-    def check(self) -> None:
+    def check(self, inputs: Iterable[str]) -> None:
         """Refuse to mix two runs, or a run with something else.
 
+        Args:
+            inputs: paths or names of what this run begins with; those that are not known are empty.
+
         Raises:
-            UsageError: an earlier run or other files lie there, or there is no checkpoint to go on from.
+            UsageError: an earlier run or other files lie there, there is no checkpoint to go on from, or what is to be
+                replaced holds an input.
         """
         if self.resume and self.overwrite:
             raise UsageError("--resume and --overwrite exclude each other", "Go on, or begin again.")
@@ -115,8 +145,16 @@ class Run:
             after = checkpoints[checkpoints.index(found) + 1 :] if found else checkpoints
             self.say(*(f"{path.name} is incomplete: it has no readable {self.last}" for path in after))
             if found is None:
-                raise UsageError(f"{self.folder} has no checkpoint to go on from", "Leave out --resume to begin.")
+                held = checkpoints or (self.folder / "run.json").exists()
+                begin = "Begin again with --overwrite instead." if held else "Leave out --resume to begin."
+                raise UsageError(f"{self.folder} has no checkpoint to go on from", begin)
             return
+        for path in _with_bases(map(Path, filter(None, inputs))) if self.overwrite else ():
+            if path.exists() and path.resolve().is_relative_to(self.folder.resolve()):
+                raise UsageError(
+                    f"--overwrite would remove what this run begins with: {path} is in {self.folder}",
+                    "Name another --output-dir.",
+                )
         if not is_main() or not self.folder.exists():
             return
         if not self.folder.is_dir():
@@ -127,7 +165,7 @@ class Run:
                     f"{self.folder} holds an earlier run",
                     "Go on with --resume, replace it with --overwrite, or name another folder.",
                 )
-        elif others := sorted(path.name for path in self.folder.iterdir() if path.name not in LEFT):
+        elif others := sorted(path.name for path in self.folder.iterdir() if not any(map(path.match, LEFT))):
             raise UsageError(
                 f"{self.folder} holds {', '.join(others[:3])}, and no run of trainglue", "Name another folder."
             )
@@ -150,39 +188,23 @@ class Run:
             known: of this session.
 
         Raises:
-            UsageError: rows, method, adapters or what a checkpoint has settled differ, or the run is finished.
+            UsageError: anything differs but `FREE`, a checkpoint does not keep all of it, or the run is finished.
         """
-        if not self.resume or not earlier:
+        if not self.resume:
             return
-        again = "Give what the run began with, or begin another."
-        before, now = earlier["data"], known["data"]
-        if before["content_id"] != now["content_id"]:
+        for name, (value, why) in UNKEPT.items():
+            if {**known["config"], **earlier.get("config", {})}.get(name) == value:
+                raise UsageError(f"no run goes on with {name} {value}: {why}", "Begin again with --overwrite.")
+        if not earlier:
+            return
+        old, new = _settled(earlier), _settled(json.loads(json.dumps(known, default=str)))
+        for name in (name for name in old if name in new and old[name] != new[name]):
             raise UsageError(
-                f"{self.folder} was trained on other rows (content {before['content_id'][:12]}, "
-                f"now {now['content_id'][:12]})",
-                again,
+                f"{self.folder} was begun with {name} {old[name]}, now {new[name]}",
+                "Give what the run began with, or begin another.",
             )
-        if any(before[name] != now[name] for name in ("trained_on", "evaluated_on")):
-            told = "{trained_on} rows trained on and {evaluated_on} held out".format
-            raise UsageError(f"{self.folder} had {told(**before)}, now {told(**now)}", again)
-        for name in ("method", "rows_per_update"):  # on however many processes
-            if earlier.get(name, known[name]) != known[name]:
-                raise UsageError(f"{self.folder} was begun with {name} {earlier[name]}, now {known[name]}", again)
-        if different := _adapters_differ(earlier["adapters"], known["adapters"]):
-            raise UsageError(f"{self.folder} was begun {different}", again)
-        for name in ("reward", "early_stopping"):
-            told, meant = earlier.get("told", {}).get(name), known["told"][name]
-            if None not in (told, meant) and told != meant:
-                raise UsageError(f"{self.folder} was begun with {name} {told}, now {meant}", again)
-        old, new = earlier["config"], json.loads(json.dumps(known["config"], default=str))
-        for name in SETTLED:
-            if old.get(name, new.get(name)) != new.get(name):
-                raise UsageError(f"{self.folder} was begun with {name} {old[name]}, now {new[name]}", again)
-        weights = earlier.get("weights", {})
-        other = [name for name in ("model", "ref_model") if weights.get(name) != known["weights"].get(name)]
-        if weights and other and earlier["precision"] == known["precision"]:  # which decides how weights are stored
-            raise UsageError(f"{self.folder} was begun with another {other[0]}", again)
-        goals = [(config.get("max_steps", -1), config.get("num_train_epochs", 0)) for config in (new, old)]
+        configs = (earlier["config"], known["config"])
+        goals = [(config.get("max_steps", -1), config.get("num_train_epochs", 0)) for config in configs]
         if earlier.get("status") == "finished" and earlier["step"] >= earlier["steps"] and goals[0] == goals[1]:
             raise UsageError(
                 f"{self.folder} holds a finished run, step {earlier['step']} of {earlier['steps']}",
@@ -221,12 +243,33 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _adapters_differ(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
-    """How adapters differ, in words; empty where they do not."""
-    if before is None or now is None:
-        return "" if before == now else "with adapters, now without" if now is None else "without adapters, now with"
-    names = [name for name in now if before.get(name, now[name]) != now[name]]
-    return f"with lora {names[0]} {before[names[0]]}, now {now[names[0]]}" if names else ""
+def _with_bases(paths: Iterable[Path]) -> Iterator[Path]:
+    """Paths, and behind a folder with an adapter the model that it belongs to."""
+    for path in paths:
+        yield path
+        if (config := path / "adapter_config.json").is_file():
+            yield Path(json.loads(config.read_text("utf-8"))["base_model_name_or_path"])
+
+
+def _settled(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record stays as it is where a run goes on; an older record may lack some of it."""
+    method, adapters = record["method"], record["adapters"] or {}
+    made = {name: record[name] for name in ("method", "precision", "dtype", "rows_per_update") if name in record}
+    made |= {name: record["data"][name] for name in ("content_id", "trained_on", "evaluated_on")}
+    if weights := record.get("weights"):
+        made |= {name: weights.get(name) for name in ("model", "ref_model")}
+    made |= {"lora": adapters.get("r"), **{f"lora {name}": value for name, value in adapters.items()}}
+    told = record.get("told", {})
+    made |= {name: told[name] for name in ("reward", "early_stopping") if told.get(name) is not None}
+    free = FREE if method in BATCHWISE else FREE + BATCH
+    return made | {name: value for name, value in record["config"].items() if not name.startswith(free)}
+
+
+def concealed(command: Iterable[str]) -> list[str]:
+    """A command without its tokens, which would be published with the folder."""
+    words = list(command)
+    named = [False, *(re.fullmatch(r"--?(.*[_-])?token", word, re.IGNORECASE) is not None for word in words)]
+    return ["<TOKEN>" if own else TOKEN.sub(r"\1<TOKEN>", word) for own, word in zip(named, words, strict=False)]
 
 
 def recorded(value: Any) -> Any:
@@ -261,7 +304,7 @@ def facts(made: Any, method: Method, path: str, rows: Rows, evaluation: Rows | N
     repeated, left_out = _unfilled(args, method, rows)
     return {
         "method": method.name,
-        "command": sys.argv,
+        "command": concealed(sys.argv),
         "versions": versions(),
         "data": {
             "path": path,
@@ -276,6 +319,7 @@ def facts(made: Any, method: Method, path: str, rows: Rows, evaluation: Rows | N
             "tokens": sum(length * count for length, count in rows.lengths.items()),
         },
         "adapters": _adapters(made.model),
+        "dtype": str(made.model.dtype),
         "processes": args.world_size,
         "rows_per_update": per_step * args.gradient_accumulation_steps,
         "rows_repeated_per_epoch": repeated,
@@ -292,27 +336,27 @@ def _adapters(model: Any) -> dict[str, Any] | None:
     return {name: recorded(value) for name, value in fields.items() if name not in OF_PEFT}
 
 
-def prompts_at_once(args: Any) -> int:
-    """The prompts that GRPO answers at a time."""
-    return int(args.generation_batch_size // args.num_generations)
+def rows_at_once(args: Any, method: Method) -> int:
+    """The rows below which a trainer leaves out the rest of an epoch; 1 where it leaves out none."""
+    if method.name == "grpo":
+        return int(args.generation_batch_size // args.num_generations)
+    return int(args.per_device_train_batch_size * args.world_size) if args.dataloader_drop_last else 1
 
 
 def _unfilled(args: Any, method: Method, rows: Rows) -> tuple[int, int]:
     """Rows that come twice, or not at all, where they do not fill the last step.
 
-    A stream begins again in the last step of the run. GRPO leaves out prompts that do not fill a batch, as
-    `dataloader_drop_last` does; several processes fill it with rows of the beginning.
+    A stream begins again in the last step of the run. `rows_at_once` says who leaves out what does not fill a batch;
+    else several processes fill it with rows of the beginning.
     """
     per_step = args.per_device_train_batch_size * args.world_size
     if rows.stream is not None:
         per_update = per_step * args.gradient_accumulation_steps
         beyond = args.max_steps * per_update - int(len(rows) * args.num_train_epochs)
         return beyond if 0 <= beyond < per_update else 0, 0  # else the steps were asked for
-    if method.name == "grpo":
-        return 0, len(rows) % prompts_at_once(args)
-    rest = len(rows) % per_step
-    if args.dataloader_drop_last:
-        return 0, rest
+    if left_out := len(rows) % rows_at_once(args, method):
+        return 0, left_out
+    rest = len(rows) % per_step if method.name != "grpo" else 0
     return per_step - rest if rest and args.world_size > 1 else 0, 0
 
 

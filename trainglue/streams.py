@@ -99,7 +99,7 @@ def rows(
         limit: tokens that a row may have.
 
     Raises:
-        UsageError: the checkpoint is of another plan, or a row is longer.
+        UsageError: the checkpoint is of another plan, a row is longer, or as `_check`.
     """
     import datasets
 
@@ -110,8 +110,9 @@ def rows(
         passes = state["passes"]
         stream.load_state_dict(state["stream"])
     per_update = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    _check(config, int(stream.rows * config.num_train_epochs) // per_update, -(-stream.rows // per_update))
     if config.max_steps <= 0:
-        config.max_steps = -(-int(stream.rows * config.num_train_epochs) // per_update)
+        config.max_steps = max(1, -(-int(stream.rows * config.num_train_epochs) // per_update))
     config.ignore_data_skip = True
     config.accelerator_config.dispatch_batches = False
     made = datasets.IterableDataset.from_generator(_given, gen_kwargs={"stream": stream, "start": stream.position})
@@ -123,6 +124,32 @@ def rows(
         data.check_length(Rows(made, source.shards, source.kept, own, stream), limit)
         lengths += own
     return Rows(made, stream.sources[0].shards, None, lengths, stream), Position(stream, passes, per_update)
+
+
+def _check(config: Any, full: int, epoch: int) -> None:
+    """Refuse what a trainer does by the length of its rows, or to their order, which it does not know of a stream.
+
+    Args:
+        config: of the trainer.
+        full: steps of the run that its rows fill.
+        epoch: steps in which all rows come.
+
+    Raises:
+        UsageError: with what to write instead.
+    """
+    steps = {name: f"--{name}-strategy steps --{name}-steps N; an epoch has {epoch}." for name in ("eval", "save")}
+    steps["logging"] = "--logging-steps N."
+    names = {f"{name}_strategy": hint for name, hint in steps.items()}
+    instead = {name: hint for name, hint in names.items() if getattr(config, name) == "epoch"}
+    if config.auto_find_batch_size:
+        instead["auto_find_batch_size"] = "Give per_device_train_batch_size; a stream counts its rows by it."
+    if config.accelerator_config.split_batches:
+        instead["split_batches"] = "Leave it out and give per_device_train_batch_size, the rows of one process."
+    if config.dataloader_drop_last:
+        fewer = f"--max-steps {full} ends where rows would not fill a step."
+        instead["dataloader_drop_last"] = fewer if full else "Lower per_device_train_batch_size: no step is filled."
+    for name, hint in instead.items():
+        raise UsageError(f"{name} and a stream exclude each other", hint)
 
 
 def _let_map(stream: Any) -> None:
@@ -158,6 +185,10 @@ class Position:
     stream: Stream
     passes: int
     per_update: int
+
+    def epoch(self, steps: int) -> float:
+        """How often all rows have been given after some steps of this session."""
+        return self.passes + (self.stream.position + steps * self.per_update) / self.stream.rows
 
     def after(self, steps: int) -> Mapping[str, Any]:
         """What a checkpoint keeps after some steps of this session."""

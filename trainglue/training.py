@@ -75,7 +75,7 @@ def trainer(
     precision: Any = None,
     fp8: Mapping[str, Any] | None = None,
     lora: int | Mapping[str, Any] | Any | None = None,
-    dtype: str | None = None,
+    dtype: Any = None,
     ref_model: Any = None,
     reward: Reward | Sequence[Reward] | None = None,
     streaming: bool = False,
@@ -88,7 +88,7 @@ def trainer(
 
     Args:
         method: sft, dpo, orpo, cpo, kto, bco, reward, grpo or prm.
-        model: a folder, a name on the Hub, or a model.
+        model: a folder, a name on the Hub, or a model. One with an adapter goes on training that adapter.
         data: a shard folder, formatted or not; or the recipe of a mix, a TOML file.
         output_dir: the run folder: checkpoints, run.json, the manifest of the data.
         split: of `data`; by default train, or the only one.
@@ -104,7 +104,7 @@ def trainer(
         precision: fp32, bf16, fp16, qlora, fp8 or fp8_weights; by default bf16 on a GPU that has it, else fp16; fp32 on
             a CPU.
         fp8: settings of `precision.Fp8`, such as backend and recipe.
-        lora: a rank, or fields of peft's LoraConfig; without it all weights are trained.
+        lora: a rank, or fields of peft's LoraConfig; without it all weights are trained, or the model's adapter.
         dtype: of the loaded weights; see `models`.
         ref_model: DPO, KTO, BCO: a folder, a name or a model that the loss compares with, in place of the model as it
             is before training.
@@ -126,13 +126,17 @@ def trainer(
     run = Run(kind, Path(output_dir), resume, overwrite, streams.STATE if streaming else runs.STATE)
     folder, trained = _opened(data, kind, split, streaming)
     held = _evaluation_shards(kind, folder, eval_data, eval_split)
-    share = _share(eval_share, kind, trained[0], held, streaming, settings)
+    form, multiple = _fitted(trained[0], kind, format or {})
+    share = _share(eval_share, kind, form, held, streaming, settings)
     vocabulary, differences = _tokenizer(tokenizer, model, ref_model)
     template = models.template_text(chat_template, vocabulary.chat_template)
     for own in (*trained, *([held] if held else [])):
         if sources.is_formatted(own, kind):
             sources.check_prepared(own, vocabulary, template, kind)
-    run.check()
+    run.check(
+        models.name_of(one)
+        for one in (model, ref_model, tokenizer, chat_template, data, eval_data, *(own.path for own in trained))
+    )
 
     chosen, why = engines.choose(engine, run.folder)
     run.say(why, *differences)
@@ -144,12 +148,16 @@ def trainer(
     model_options = of_config.pop("model_init_kwargs", None) or {}
     device = models.device_type(bool(of_config.get("use_cpu")))
     asked = _precision(precision, fp8, device)
-    defaults = default_options(method, data, bool(lora), bool(share or held), early_stopping, of_config)
-    defaults |= _decided(run, trained[0], asked, device)
+    adapted = bool(lora or models.adapter_of(model))
+    defaults = {
+        **default_options(method, data, adapted, bool(share or held), early_stopping, of_config),
+        **decided(kind, run.folder, form, multiple, asked, device),
+    }
     arguments, notes = options.settings(config_class, kind, of_config, defaults)
     run.say(*notes)
-    _check_services(arguments)
+    _check_services(arguments, device)
     config = _built(config_class, arguments)
+    run.say(*_changed(config, config, arguments))
 
     def rows_of(own: Shards) -> Rows:
         return _rows(own, kind, vocabulary, chat_template, {"max_length": max_length, **(format or {})})
@@ -160,7 +168,7 @@ def trainer(
         rows, position = rows_of(trained[0]), None
     rows, evaluation = _held_out(rows, share, run) if share else (rows, rows_of(held) if held else None)
     sources.check_rows(rows)
-    _check_columns(scoring, rows, evaluation)
+    _check_prompts(scoring, template, rows, evaluation)
     _settle_evaluation(config, evaluation, early_stopping)
     longest = _settle_length(config, kind, [*rows.lengths, *(evaluation.lengths if evaluation else ())], max_length)
 
@@ -187,9 +195,9 @@ def trainer(
     conversion = _converted(loaded.model, asked, config)
     run.say(f"precision {conversion.describe()}, on {device}")
 
-    parts = {"peft_config": loaded.peft_config, "ref_model": loaded.reference, "reward_funcs": scoring or None}
+    parts = {"peft_config": loaded.peft_config, "ref_model": loaded.reference, "reward_funcs": _checked(scoring)}
     of_trainer |= {name: part for name, part in parts.items() if part is not None}
-    meant = {name: value for name, value in arguments.items() if name in {*defaults, *of_config}}
+    meant = {name: getattr(config, name) for name in arguments}
     made = _built(
         hooks.adapted(trainer_class, kind.hook),
         {
@@ -202,21 +210,18 @@ def trainer(
         },
     )
     _account(made, rows, evaluation, kind)
-    run.say(*_changed(made, meant))
-    made.resume = os.fspath(run.checkpoint() or "") or None
-    made.advice = lambda: memory.advice(
-        rows.lengths,
-        batch=config.per_device_train_batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        lora=bool(lora),
-        checkpointing=config.gradient_checkpointing,
-        offloading=getattr(config, "activation_offloading", False),
-        can_offload=hasattr(config, "activation_offloading"),
-        quantized=asked in ("qlora", "fp8_weights"),
-    )
-    known = runs.facts(made, kind, os.fspath(data), rows, evaluation)
-    known |= {"engine": chosen, "precision": str(asked), "weights": weights}
-    known |= {"told": runs.recorded({**told, "reward": scoring or None})}
+    run.say(*_changed(made, made.args, meant))
+    made.resume, made.streamed = os.fspath(run.checkpoint() or "") or None, streaming
+    _advise(made, rows, evaluation, adapted, asked)
+    known = {
+        **runs.facts(made, kind, os.fspath(data), rows, evaluation),
+        "engine": chosen,
+        "precision": str(asked),
+        "weights": weights,
+        "told": runs.recorded(
+            {**told, "dtype": dtype and str(dtype).removeprefix("torch."), "reward": scoring or None}
+        ),
+    }
     _attach(made, run, known, early_stopping, conversion, position)
     run.keep_manifest(rows)
     return made
@@ -234,8 +239,7 @@ def _check_words(method: Method, told: Mapping[str, Any], settings: Mapping[str,
     plain = {name: value for name, value in told.items() if isinstance(value, str | int | float | Mapping)}
     words.check_values(plain, "trainer()")
     words.check_method(method.name, [name for name, value in told.items() if value is not None], "trainer()")
-    if settings.get("max_steps") == 0:
-        raise UsageError("max_steps 0", "A number of updates; -1 goes by num_train_epochs.")
+    _check_amount(settings)
     if not told["streaming"]:
         return
     if not streams.is_recipe(told["data"]):
@@ -245,6 +249,14 @@ def _check_words(method: Method, told: Mapping[str, Any], settings: Mapping[str,
     for name, instead in ALONE.items():
         if told[name] is not None and (name != "eval_split" or told["eval_data"] is None):
             raise UsageError(f"{name} and streaming exclude each other", instead)
+
+
+def _check_amount(settings: Mapping[str, Any]) -> None:
+    """Refuse a run of no steps."""
+    if settings.get("max_steps") == 0:
+        raise UsageError("max_steps 0", "A number of updates; -1 goes by num_train_epochs.")
+    if settings.get("num_train_epochs") == 0 and settings.get("max_steps", -1) < 0:
+        raise UsageError("num_train_epochs 0", "A number above 0, such as 0.5 or 3.")
 
 
 # ---------------------------------------------------------------- what a run has by default
@@ -283,7 +295,9 @@ def default_options(
     if early_stopping is not None and evaluates:
         made |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
         made["restore_callback_states_from_checkpoint"] = True  # the evaluations that were not better so far
-        made |= {"save_steps": settings["eval_steps"]} if "eval_steps" in settings else {}
+        for one, other in (("eval_steps", "save_steps"), ("eval_strategy", "save_strategy")):
+            given = settings.get(one, settings.get(other))
+            made |= {one: given, other: given} if given is not None else {}
     return made
 
 
@@ -310,16 +324,38 @@ def _evaluation_shards(method: Method, data: Folder, eval_data: Folder | None, e
     return shards
 
 
+def check_options(
+    config_class: type[Any], method: Method, settings: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Build the config of a run and throw it away, so that what it refuses is told; the machine may be another one.
+
+    Raises:
+        UsageError: as `trainer`.
+    """
+    _check_amount(settings)
+    given = {name: value for name, value in settings.items() if name != "model_init_kwargs"}
+    whole = {**defaults, **decided(method, "unused", "", None, "fp32", "cpu")}
+    _built(config_class, options.settings(config_class, method, given, whole)[0])
+
+
+def _fitted(shards: Shards, method: Method, preparing: Mapping[str, Any]) -> tuple[str, int | None]:
+    """The form of the rows that the trainer is going to get, and the multiple that they are padded to."""
+    form = str(shards.manifest["form"])
+    if not sources.is_formatted(shards, method):
+        return "packed" if preparing.get("pack") else form, preparing.get("pad_multiple")
+    return form, (shards.manifest["plan"].get("prepared") or {}).get("pad_multiple")
+
+
 def _share(
     given: float | None,
     method: Method,
-    shards: Shards,
+    form: str,
     held: Shards | None,
     streaming: bool,
     settings: Mapping[str, Any],
 ) -> float:
     if given is None:
-        return default_share(method.name, shards.manifest["form"], streaming, held is not None, settings)
+        return default_share(method.name, form, streaming, held is not None, settings)
     if given and streaming:
         raise UsageError("eval_share and a stream exclude each other", "Give eval_data, or leave out streaming.")
     if given and held is not None:
@@ -366,25 +402,39 @@ def _held_out(rows: Rows, share: float, run: Run) -> tuple[Rows, Rows | None]:
     return rows, evaluation
 
 
+def _advise(made: Any, rows: Rows, evaluation: Rows | None, adapted: bool, precision: Any) -> None:
+    """What the trainer is to say where memory ends."""
+    least = 2 if getattr(made, "calculate_KL", False) else 1  # KTO compares with the neighbour in a batch
+    made.advice = lambda: memory.for_training(rows.lengths, made.args, least=least, lora=adapted, precision=precision)
+    made.advice_to_evaluate = lambda: memory.for_evaluation(evaluation.lengths if evaluation else {}, made.args)
+
+
 def _account(made: Any, rows: Rows, evaluation: Rows | None, method: Method) -> None:
     """Every row that was given is in the trainer, and sees no other.
 
     Raises:
         InternalError: with the places of those that are not.
-        UsageError: they are packed, and the trainer would take those of a sequence for one row; or too few for GRPO.
+        UsageError: they are packed, and the trainer would take those of a sequence for one row; or too few to be taken;
+            or no weight would be trained on them.
     """
-    if method.name == "grpo" and len(rows) < (at_once := runs.prompts_at_once(made.args)):
+    models.check_trainable(made.model)
+    if len(rows) < (at_once := runs.rows_at_once(made.args, method)):
+        grpo = "Lower per_device_train_batch_size or gradient_accumulation_steps, or raise num_generations."
+        other = "Lower per_device_train_batch_size, or leave out dataloader_drop_last."
         raise UsageError(
-            f"GRPO takes {at_once} prompts at a time and leaves out what does not fill them; there are {len(rows)}",
-            "Lower per_device_train_batch_size or gradient_accumulation_steps, or raise num_generations.",
-        )
-    if rows.shards.manifest["form"] == "packed" and not made.padding_free:
-        raise UsageError(
-            f"{type(made).__name__} turned padding_free off, so packed rows would attend to each other",
-            "Take rows that `datakit format` wrote without --pack, or the other engine; Unsloth packs on a GPU only.",
+            f"{method.trainer}Trainer takes {at_once} rows at a time and leaves out what does not fill them; "
+            f"there are {len(rows)}",
+            grpo if method.name == "grpo" else other,
         )
     for given, kept in ((rows, made.train_dataset), (evaluation, made.eval_dataset)):
-        if given is not None and given.stream is None and len(kept) != len(given):
+        if given is None:
+            continue
+        if given.shards.manifest["form"] == "packed" and not made.padding_free:
+            raise UsageError(
+                f"{given.shards.path}: its rows are packed and would attend to each other, since padding_free is off",
+                "Pack the rows to train on and those to evaluate on, or neither; Unsloth packs on a GPU only.",
+            )
+        if given.stream is None and len(kept) != len(given):
             places = "; ".join(islice(sources.dropped(given, kept), 10))
             raise InternalError(
                 f"{method.trainer}Trainer left out {plural(len(given) - len(kept), 'row')} of {len(given)}: {places}",
@@ -408,7 +458,7 @@ def _divided(
 def _precision(precision: Any, fp8: Mapping[str, Any] | None, device: str) -> Any:
     from trainglue import precision as precisions
 
-    if fp8:
+    if fp8 is not None:
         if precision not in (None, "fp8"):
             raise UsageError(f"settings of fp8, and precision {precision}", "Leave out one of them.")
         try:
@@ -418,18 +468,25 @@ def _precision(precision: Any, fp8: Mapping[str, Any] | None, device: str) -> An
     return precisions.settle(precision, models.default_precision(device))
 
 
-def _decided(run: Run, shards: Shards, precision: Any, device: str) -> dict[str, Any]:
-    """What follows from the machine, and from rows that are tokenised and fitted already."""
+def decided(
+    method: Method, folder: Folder, form: str, multiple: int | None, precision: Any, device: str
+) -> dict[str, Any]:
+    """What follows from the machine, and from rows that are tokenised and fitted already.
+
+    Args:
+        folder: of the run.
+        form: of the rows that the trainer gets.
+        multiple: that they are padded to.
+    """
     from trainglue import precision as precisions
 
-    made: dict[str, Any] = {"output_dir": str(run.folder), "dataloader_pin_memory": device == "cuda"}
+    made: dict[str, Any] = {"output_dir": os.fspath(folder), "dataloader_pin_memory": device == "cuda"}
     made |= precisions.arguments(precision, device)
-    if run.method.format_for:
+    if method.format_for:
         made["max_length"] = None  # the trainer cuts nothing
-    if run.method.hook == "skip":
-        packed = shards.manifest["form"] == "packed"
-        made |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False, "padding_free": packed}
-    multiple = (shards.manifest["plan"].get("prepared") or {}).get("pad_multiple")
+    if method.hook == "skip":
+        kept = {"skip_prepare_dataset": True}
+        made |= {"dataset_kwargs": kept, "packing": False, "padding_free": form == "packed"}
     return made | ({"pad_to_multiple_of": multiple} if multiple else {})
 
 
@@ -449,12 +506,14 @@ def _settle_length(config: Any, method: Method, lengths: Sequence[int], given: i
     return longest
 
 
-def _check_services(arguments: Mapping[str, Any]) -> None:
-    """Refuse what would report or push to somewhere that cannot be reached, before anything is loaded.
+def _check_services(arguments: Mapping[str, Any], device: str) -> None:
+    """Refuse what needs an accelerator, or a place to report or push to, that is not here, before anything is loaded.
 
     Raises:
         UsageError: with what to install, or the way to log in.
     """
+    if device == "cpu" and arguments.get("activation_offloading"):
+        raise UsageError("activation_offloading moves activations from an accelerator; this is a CPU", "Leave it out.")
     names = arguments["report_to"]
     for name in [names] if isinstance(names, str) else names or ():
         package = REPORTERS.get(name)
@@ -506,7 +565,7 @@ def _weights(loaded: Loaded, ref_model: Any) -> dict[str, str]:
     return {"model": models.fingerprint(loaded.model), **reference}
 
 
-def _changed(made: Any, meant: Mapping[str, Any]) -> list[str]:
+def _changed(by: Any, config: Any, meant: Mapping[str, Any]) -> list[str]:
     """A sentence for each option that the config or the trainer has changed while it was built, as Unsloth's do.
 
     Words that transformers makes lists or objects of, such as those of `report_to`, are not compared.
@@ -514,13 +573,18 @@ def _changed(made: Any, meant: Mapping[str, Any]) -> list[str]:
     Raises:
         UsageError: it changed the number format.
     """
-    now = made.args.to_dict()
-    plain = [name for name, value in meant.items() if isinstance(value, SCALAR) and isinstance(now.get(name), SCALAR)]
+    now = {name: getattr(config, name) for name in meant}
+    plain = [name for name in meant if isinstance(meant[name], SCALAR) and isinstance(now[name], SCALAR)]
     changed = [name for name in plain if now[name] != meant[name]]
     if formats := {"bf16", "fp16"}.intersection(changed):
         told = ", ".join(f"{name} = {now[name]}" for name in sorted(formats))
-        raise UsageError(f"{type(made).__name__} trains in another precision than asked for: {told}", "Ask for that.")
-    return [f"{type(made).__name__} takes {name} = {now[name]!r} for {meant[name]!r}" for name in changed]
+        raise UsageError(f"{type(by).__name__} trains in another precision than asked for: {told}", "Ask for that.")
+    return [f"{type(by).__name__} takes {name} = {_word(now[name])} for {_word(meant[name])}" for name in changed]
+
+
+def _word(value: Any) -> str:
+    """A value as one types it; transformers makes enumerations of words."""
+    return repr(getattr(value, "value", value))
 
 
 def _check_prompt_length(method: Method, engine: str, max_length: int | None) -> None:
@@ -541,13 +605,25 @@ def _rewards(reward: Reward | Sequence[Reward] | None) -> list[Any]:
     return [rewards.find(one) for one in named]
 
 
-def _check_columns(scoring: Sequence[Any], *given: Rows | None) -> None:
-    """Refuse rows without a column that a reward function asks for, which would fail at the first step.
+def _checked(scoring: Sequence[Any]) -> list[Any] | None:
+    """The same, each saying where it fails."""
+    from trainglue import rewards
+
+    return [rewards.checked(one) for one in scoring] or None
+
+
+def _check_prompts(scoring: Sequence[Any], template: str | None, *given: Rows | None) -> None:
+    """Refuse prompts that would fail at the first step of GRPO: without a template, or a column that a reward needs.
 
     Raises:
         UsageError: with the function, the column, and those that there are.
     """
     from trainglue import rewards
+
+    if scoring and template is None and any(rows and not isinstance(rows.first["prompt"], str) for rows in given):
+        raise UsageError(
+            "the prompts are messages, and the tokenizer has no chat template", "Give one with --chat-template FILE."
+        )
 
     for rows, reward in product(filter(None, given), scoring):
         there = [name for name in rows.dataset.column_names or () if name not in SCORED]
@@ -555,7 +631,7 @@ def _check_columns(scoring: Sequence[Any], *given: Rows | None) -> None:
             reward([], **{name: [] for name in there})  # of no rows, so that it looks at their columns only
         if missing := [name for name in _needed(reward) if name not in there]:
             raise UsageError(
-                f"reward {reward.__name__} needs the column {missing[0]}; the rows have {', '.join(there)}",
+                f"reward {rewards.name_of(reward)} needs the column {missing[0]}; the rows have {', '.join(there)}",
                 "Name it so in the source, or give the parameter a default.",
             )
 
@@ -594,4 +670,6 @@ def _attach(
         made.add_callback(Audit(conversion))
     if position is not None:
         made.add_callback(callbacks.StreamState(position))
-    made.add_callback(callbacks.Record(run.folder, known))
+    record = callbacks.Record(run.folder, known)
+    made.add_callback(record)
+    made.watched = record.watched

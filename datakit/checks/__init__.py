@@ -20,7 +20,7 @@ from datakit.checks.kto import KTO
 from datakit.checks.mixing import MIXING
 from datakit.checks.pairing import PAIRING
 from datakit.checks.preference import PREFERENCE
-from datakit.checks.structure import MEDIA, STRUCTURE
+from datakit.checks.structure import MEDIA, PROMPT, STRUCTURE
 from datakit.checks.tools import TOOLS
 from datakit.checks.turns import TURNS
 from datakit.errors import UsageError
@@ -160,6 +160,8 @@ def check_row(layout: Layout, record: Mapping[str, Any], rest: Mapping[str, Any]
         run += _of("odd", kind)
     if "images" in record or (rest and not MEDIA.isdisjoint(rest)):
         run += _of("media", kind)
+    if not (PROMPT.isdisjoint(record) and PROMPT.isdisjoint(rest)):
+        run += _of("left", kind)
     for check in run:
         for path, note in check.run(record, rest):
             notes.append(Finding(check.id, path, note))

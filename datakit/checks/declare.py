@@ -10,6 +10,7 @@
     texts     the same, but only where they are texts or tokens instead of messages
     odd       the same, but only where a message is more than a role and a plain text
     media     the same, but only where the row has images, audio or video
+    left      the same, but only where a column was left over that may be a part of the prompt
     format    `datakit format` raises it where rows are rendered and tokenised; no function
     set       the counts over all rows; such a finding rejects no row
 """
@@ -28,7 +29,7 @@ Seen = Iterable[tuple[str, str]]
 """(path inside the thing looked at, what was found)"""
 
 Row = Mapping[str, Any]
-On = Literal["read", "roles", "message", "tools", "row", "texts", "odd", "media", "format", "set"]
+On = Literal["read", "roles", "message", "tools", "row", "texts", "odd", "media", "left", "format", "set"]
 
 RolesCheck = Callable[[str], Iterable[tuple[int, str]]]
 MessageCheck = Callable[[Message], Seen]

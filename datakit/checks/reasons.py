@@ -43,6 +43,7 @@ REASONS: Final[Mapping[str, Reason]] = {
     "DK126": Reason("A score that is not a number orders nothing, and whoever counts on numbers finds a text."),
     "DK127": Reason("Rows in such a file are missing without anyone having said so."),
     # turns
+    "DK128": Reason("The model would be trained to answer from what it is never shown.", '{"question": "When?", "context": "The mill was built in 1882.", "answer": "In 1882."}'),
     "DK201": Reason("Who speaks decides what is trained; guessed wrongly, the model learns to ask instead of to answer.", '{"messages": [{"role": "user", "content": "Hi!"}, {"role": "asistant", "content": "Hello."}]}'),
     "DK202": Reason("Only assistant turns are trained, so whatever follows the last one has no effect.", '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4."}, {"role": "user", "content": "Thanks!"}]}'),
     "DK203": Reason("With no assistant turn every token is masked, and the loss of the row is not a number or zero.", '{"messages": [{"role": "user", "content": "2 + 2?"}]}'),
@@ -71,6 +72,7 @@ REASONS: Final[Mapping[str, Reason]] = {
     "DK310": Reason("In use the model sees definitions before it calls; without them it learns to call by heart.", '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": {}}}]}]}'),
     "DK311": Reason("Arrow fills in null for every key that some other row has, so the original cannot be told from the padding."),
     "DK312": Reason("A result names its call by the id, and two calls of one id share their results.", '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": {}}}, {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {}}}]}]}'),
+    "DK313": Reason("Most such calls have no arguments; but an export that lost them looks the same.", '{"messages": [{"role": "user", "content": "The time?"}, {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "now", "arguments": ""}}]}]}'),
     # preferences
     "DK401": Reason("The gradients of the two sides cancel out; the row costs time and moves nothing.", '{"prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Apple."}'),
     "DK402": Reason("An answer to another question is compared, so the pair says nothing about this one.", '{"prompt": [{"role": "user", "content": "Name a fruit."}], "chosen": [{"role": "assistant", "content": "Apple."}], "rejected": [{"role": "user", "content": "Name a stone."}, {"role": "assistant", "content": "Flint."}]}'),

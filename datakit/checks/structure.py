@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from datakit.checks.declare import Check, Row, Seen
 from datakit.checks.turns import BLANK
+from datakit.findings import shown
+from datakit.formats.declare import SYSTEM
 from datakit.terminal import plural
 
 ANSWERS: Final = frozenset({"completion", "completions", "chosen"})
 MEDIA: Final = frozenset({"audios", "audio", "videos", "video"})
+PROMPT: Final = frozenset({"context", "document", "documents", "history", "input", "instruction", "passage", "passages"} | SYSTEM.keys())  # fmt: skip
+"""Columns that hold a part of the prompt elsewhere: Alpaca (instruction, input, history, system), Dolly and SQuAD
+(context), BoolQ (passage), MS MARCO (passages), XSum (document), chat templates (documents), OpenOrca (system_prompt)."""
 
 
 def empty_record(record: Row, rest: Row) -> Seen:
@@ -45,6 +51,46 @@ def media_left(record: Row, rest: Row) -> Seen:
             yield name, "kept in dk_meta; no trainer column carries it"
 
 
+def prompt_left(record: Row, rest: Row) -> Iterator[str]:
+    """The columns with a part of a prompt that is nowhere in what the model is asked.
+
+    What a reward needs stands at top level and may well be a context; a system text there is one that was left out.
+    """
+    names = PROMPT & rest.keys() | SYSTEM.keys() & record.keys()
+    asked = next((record[name] for name in ("messages", "prompt", "text", "chosen") if name in record), None)
+    if not names or asked is None:
+        return
+    if isinstance(asked, list) and "prompt" not in record:
+        asked = asked[:-1]  # what only the answer says was not given
+    given = "\0".join(_texts(asked))
+    for name in sorted(names):
+        value = record.get(name, rest.get(name))
+        if isinstance(value, str | list) and any(not _stands_in(text.strip(BLANK), given) for text in _texts(value)):
+            yield name
+
+
+def prompt_left_out(record: Row, rest: Row) -> Seen:
+    for name in prompt_left(record, rest):
+        where = "a column of its own" if name in record else "dk_meta"
+        yield name, f"kept in {where}; the model is not given it: {shown(record.get(name, rest.get(name)))}"
+
+
+def _stands_in(text: str, given: str) -> bool:
+    """Whether a text stands in another one, not just as a piece of a word."""
+    at = given.find(text)
+    end = at + len(text)
+    return not text or (at >= 0 and not any(map(str.isalnum, given[at - 1 : at] + given[end : end + 1])))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 STRUCTURE: Final = (
     Check("DK101", "json-invalid", "error", "Every line is one JSON value.", "Repair the line; the byte offset says where it breaks."),
     Check("DK102", "encoding-invalid", "error", "Text is valid UTF-8 without lone surrogates.", "Re-export the file as UTF-8."),
@@ -72,4 +118,5 @@ STRUCTURE: Final = (
     Check("DK125", "value-as-text", "note", "Bytes, decimals and times of Parquet and Arrow files, which JSON lacks, become texts that lose nothing.", "Nothing; docs/kinds.md says which texts."),
     Check("DK126", "nonfinite-as-text", "warning", "Numbers of Parquet and Arrow files are finite; NaN and infinity, which JSON lacks, become texts.", "Write null or a number."),
     Check("DK127", "files-left-out", "note", "Every file in a folder that is named is read, or is a page such as README.", "Name the files one by one if they hold rows; a file is known by its suffix, or by its first bytes where it is named itself.", "set"),
+    Check("DK128", "prompt-left-out", "warning", "A column whose name tells a part of the prompt is given to the model.", "Say what such a column is with --map, for example input = \"context\" under [columns] (docs/add-a-format.md); rename it if it is no part of the prompt.", "left", prompt_left_out),
 )  # fmt: skip

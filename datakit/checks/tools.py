@@ -177,4 +177,5 @@ TOOLS: Final = (
     Check("DK310", "tools-not-declared", "warning", "Rows with tool calls declare their tools.", "Add a `tools` column; the model sees none at training otherwise.", "tools", no_definitions),
     Check("DK311", "struct-padding", "note", "Nested objects come as JSON, not as Arrow structs; nulls inside a struct were taken as absent keys.", "Keep such columns as JSON if null and absent are to differ."),
     Check("DK312", "call-id-repeated", "warning", "No two calls of a conversation share an id.", "Give each call its own id.", "tools", ids_repeated),
+    Check("DK313", "arguments-empty", "note", "A call without arguments says so with {}; an empty text or null becomes it.", "Nothing, unless arguments were lost."),
 )  # fmt: skip

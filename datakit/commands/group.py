@@ -14,7 +14,7 @@ import orjson
 
 import datakit
 from datakit import startup
-from datakit.errors import DatakitError, InternalError, UsageError
+from datakit.errors import CannotJudge, DatakitError, InternalError, UsageError
 from datakit.reading.limits import SHARD_SIZE
 from datakit.terminal import safe
 
@@ -40,7 +40,17 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 class Group(click.Group):
-    """Turns errors into one message on stderr, one JSON object on stdout where asked for, and an exit code."""
+    """Turns errors into one message on stderr, one JSON object on stdout where asked for, and an exit code.
+
+    Attributes:
+        interrupted: what is said after a signal.
+        program: its name.
+        defect: what to do about an exception that nobody has foreseen.
+    """
+
+    interrupted = "interrupted; run the same command again to go on"
+    defect = "Please report this."
+    program = "datakit"
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         startup.collect_rarely()
@@ -54,9 +64,9 @@ class Group(click.Group):
         except click.exceptions.Abort:
             code = 130
         except click.ClickException as error:
-            code = _fail(UsageError(_click_message(error), _click_hint(error)), arguments)
+            code = _fail(UsageError(error.format_message(), self._hint(error)), arguments)
         except Interrupted as error:
-            click.echo("interrupted; run the same command again to go on", err=True)
+            click.echo(self.interrupted, err=True)
             code = error.exit_code
         except BrokenPipeError:
             sys.stderr.close()
@@ -67,17 +77,12 @@ class Group(click.Group):
             import traceback
 
             click.echo(safe(traceback.format_exc(), 4000).replace("\\x0a", "\n"), err=True)
-            code = _fail(InternalError(f"{type(error).__name__}: {error}", "Please report this."), arguments)
+            code = _fail(InternalError(f"{type(error).__name__}: {error}", self.defect), arguments)
         sys.exit(code if isinstance(code, int) else 0)
 
-
-def _click_message(error: click.ClickException) -> str:
-    return error.format_message()
-
-
-def _click_hint(error: click.ClickException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"Try: {context.command_path} --help" if context is not None else "Try: datakit --help"
+    def _hint(self, error: click.ClickException) -> str:
+        context = getattr(error, "ctx", None)
+        return f"Try: {context.command_path if context is not None else self.program} --help"
 
 
 def _fail(error: DatakitError, arguments: list[str]) -> int:
@@ -86,7 +91,8 @@ def _fail(error: DatakitError, arguments: list[str]) -> int:
 
     if "--json" in arguments:
         report = Report(next((a for a in arguments if not a.startswith("-")), "datakit"), exit_code=error.exit_code)
-        report.error = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+        path = error.path if isinstance(error, CannotJudge) else None
+        report.error = {"type": type(error).__name__, "path": path, "message": error.message, "hint": error.hint}
         report.verdict = "not judged"
         print_json(report.to_json())
     screen.error(error)

@@ -5,7 +5,7 @@ input column fills. A parse function is for formats that hide turns inside strin
 
 Slots, by what they build:
 
-    context   system, history, messages, prompt, user, input     what the model is given
+    context   system, system_prompt, history, messages, prompt, user, input     what the model is given
     answer    assistant, completion, chosen, rejected, completions, first, second
     verdict   label, winner, scores, labels, reward
     carried   text, tools, images, chat_template_kwargs, input_ids, attention_mask, ...
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from datakit.formats.shapes import fits, weight
 from datakit.messages import OPENAI, Context, Turn
@@ -31,6 +31,10 @@ Join = Callable[[list[Row]], Row]
 """From the rows of one group to one raw row."""
 Expand = Callable[[Row, Context], list[Row]]
 """From one raw row to several, such as the paths of a tree."""
+
+
+SYSTEM: Final[Mapping[str, str]] = {"system": "system", "system_prompt": "system_prompt"}
+"""The two names under which a system text stands beside its conversation, each with its slot."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any, Final
 import orjson
 
 from datakit.findings import MISSING, BadRow, shown
-from datakit.formats.declare import Format, Record, Row, leftover, look
+from datakit.formats.declare import SYSTEM, Format, Record, Row, leftover, look
 from datakit.messages import CONTENT_KEYS, Context, Message, Turn, read_messages, read_tools
+from datakit.reading.rows import load_text
 
 Slots = Mapping[str, Any]
 
@@ -85,17 +86,19 @@ def _context_messages(format: Format, slots: Slots, context: Context) -> list[Me
         if not parts and not messages:
             raise BadRow("DK207", format.columns.get("user", "user"), "the instruction is empty")
         messages.append({"role": "user", "content": "\n".join(parts)})
-    return _with_system(slots.get("system"), messages)
+    for slot in SYSTEM:
+        messages = _with_system(slots.get(slot), messages, format.columns.get(slot, slot))
+    return messages
 
 
-def _with_system(system: object, messages: list[Message]) -> list[Message]:
+def _with_system(system: object, messages: list[Message], path: str) -> list[Message]:
     if system is None or system == "":
         return messages
     if not isinstance(system, str):
-        raise BadRow("DK104", "system", f"expected a text, found {shown(system)}")
+        raise BadRow("DK104", path, f"expected a text, found {shown(system)}")
     if messages and messages[0]["role"] == "system":
         if messages[0].get("content") != system:
-            raise BadRow("DK211", "system", "the system column and the first message differ")
+            raise BadRow("DK211", path, "this column and the first message differ")
         return messages
     return [{"role": "system", "content": system}, *messages]
 
@@ -103,7 +106,7 @@ def _with_system(system: object, messages: list[Message]) -> list[Message]:
 def _history(value: object) -> list[Message]:
     if isinstance(value, str):
         try:
-            value = orjson.loads(value) if value.strip() else []
+            value = load_text(value, "history") if value.strip() else []
         except orjson.JSONDecodeError:
             raise BadRow("DK104", "history", f"expected a list of pairs, found {shown(value)}") from None
     if not isinstance(value, list):
@@ -332,7 +335,7 @@ def _carry(slots: Slots, record: Record) -> None:
     if kwargs := slots.get("chat_template_kwargs"):
         if isinstance(kwargs, str):
             try:
-                kwargs = orjson.loads(kwargs)
+                kwargs = load_text(kwargs, "chat_template_kwargs")
             except orjson.JSONDecodeError:
                 kwargs = None
         if not isinstance(kwargs, dict):

@@ -7,6 +7,7 @@ follow from the recipe and the sources alone. Reading and arranging the next pie
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, Final
@@ -111,7 +112,7 @@ def mix(
 
         def finish(tally: Tally) -> Sequence[SetFinding]:
             _counted(plan, tally)
-            return seen(plan)
+            return [*seen(plan), *left_out(sources)]
 
         made = write(work, _pieces(plan, sources), output, overwrite=overwrite, finish=finish, progress=progress)
         made.facts = report.facts
@@ -185,7 +186,7 @@ def seen(plan: Arrangement) -> list[SetFinding]:
             found.append(SetFinding("DK822", f"{size.name}: {plural(count, 'row')} in {plural(blocks, 'block')}"))
         if count < size.rows:
             unused = f"{size.rows - count:,} of {plural(size.rows, 'row')} are not used"
-            found.append(SetFinding("DK823", f"{size.name}: {unused}"))
+            found.append(SetFinding("DK823", f"{size.name}: {unused}", size.rows - count))
     if plan.recipe.schedule is not None:
         axis, unseen = plan.recipe.schedule.axis, plan.recipe.schedule.scheduler.unseen(plan.places)
         words = f"of {plural(blocks, 'block')} none has weights of the point at"
@@ -193,8 +194,22 @@ def seen(plan: Arrangement) -> list[SetFinding]:
     return found
 
 
+def left_out(sources: Sequence[Source]) -> Iterator[SetFinding]:
+    """Findings about the splits of sources that are not the one that is mixed."""
+    for source in sources:
+        others: Counter[str] = Counter()
+        for shard in source.shards.manifest["shards"]:
+            others[shard["split"]] += shard["rows"]
+        del others[str(source.shards.split)]
+        if others:
+            told = ", ".join(f"{name} ({plural(rows, 'row')})" for name, rows in others.items())
+            words = f"{source.entry.name}: split {source.shards.split} is taken, not {told}"
+            yield SetFinding("DK823", words, others.total())
+
+
 def _plan_report(plan: Arrangement, sources: Sources, severity: Mapping[str, str] | None, fail_on: FailOn) -> Report:
-    findings = summarise(Tally(), checks.severities(severity), seen(plan))
+    tally = Tally(rows_in=sum(size.rows for size in plan.sizes))
+    findings = summarise(tally, checks.severities(severity), [*seen(plan), *left_out(sources)])
     layout = sources.layout
     report = Report(
         "mix",
@@ -211,8 +226,7 @@ def _plan_report(plan: Arrangement, sources: Sources, severity: Mapping[str, str
     )
     failed = failing(findings, fail_on)
     if failed:
-        report.exit_code = 1
-        report.verdict = f"failed by {', '.join(f'{s.id} {s.name}' for s in failed)}"
+        report.fail_by(failed)
     elif not len(plan):
         report.exit_code, report.verdict = 1, "no rows"
     return report

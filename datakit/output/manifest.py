@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import orjson
 
-from datakit.errors import NoManifest
+from datakit.errors import NoManifest, UsageError
+from datakit.terminal import safe
 
 NAME: Final = "manifest.json"
 VERSION: Final = 1
@@ -63,6 +64,19 @@ def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if whole.get("content_id") != content_id(body) or whole.get("sha256") != _digest(sealed):
         raise NoManifest(f"{path}: does not match its own hash", "It was changed after it was written; convert again.")
     return whole
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse what is no folder of shards.
+
+    Raises:
+        UsageError: nothing is there, or something else.
+    """
+    name = safe(os.fspath(folder))
+    if not Path(folder).exists():
+        raise UsageError(f"{name}: no such file or folder", f"The current folder is {Path.cwd()}.")
+    if not (Path(folder) / NAME).is_file():
+        raise UsageError(f"{name} is not a folder of shards", f"First: datakit convert {name} -o shards/")
 
 
 def files(manifest: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:

@@ -22,6 +22,7 @@ from typing import Any, Final
 import orjson
 
 from datakit.errors import UnreadableInput, UsageError
+from datakit.findings import shown
 from datakit.reading.limits import BLOCK, MAX_LINE
 
 BOM: Final = b"\xef\xbb\xbf"
@@ -252,82 +253,130 @@ def _end_of_group(buffer: bytes, end: int, same_group: SameGroup) -> int | None:
         last, end = line, next_end
 
 
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["\[\]{},]', re.S)
-_OPEN: Final = frozenset(b"[{")
-_WHITE: Final = b" \t\r\n"
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.S)
+_BRACKET: Final = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING.pattern + rb")*+(?:([\[{])|([\]}])|)", re.S)
+_WORD: Final = re.compile(rb"[-+.\w]*+")
+_KNOWN: Final = re.compile(rb"-?\d+(\.\d+)?([eE][-+]?\d+)?|true|false|null")
+_WHITE: Final = re.compile(rb"[ \t\r\n]*+")
+_SHOWN: Final = 40
+"""Characters of a text that has no business where it stands."""
+_IN_ARRAY: Final = "Repair the file there; nothing between two rows is passed over."
+_NO_ARRAY: Final = "Repair the file there; or, if each line is a row, name it .jsonl: each bad line is a finding then."
+
+
+class _Scan:
+    """Where a JSON text is read. It holds the value that stands there, and passes over white space alone."""
+
+    __slots__ = ("at", "base", "buffer", "hint", "line", "path", "stream")
+
+    def __init__(self, chunks: Iterable[bytes], path: str) -> None:
+        found, self.stream = without_bom(iter(chunks))
+        self.path, self.buffer, self.line, self.hint = path, b"", 1, _NO_ARRAY
+        self.at, self.base = 0, len(BOM) if found else 0  # in the buffer, and of the buffer in the text
+
+    def more(self) -> bool:
+        """Read on and let go of what is done with; False at the end of the text."""
+        chunk = next(self.stream, None)
+        if chunk is None:
+            return False
+        if len(self.buffer) - self.at > MAX_LINE + (1 << 20):
+            raise UnreadableInput(f"{self.path}: the value at line {self.line} is longer than {MAX_LINE} bytes")
+        self.base += self.at
+        self.buffer, self.at = self.buffer[self.at :] + chunk, 0
+        return True
+
+    def go_to(self, end: int) -> None:
+        self.line += self.buffer.count(b"\n", self.at, end)
+        self.at = end
+
+    def peek(self) -> bytes:
+        """The next byte that is no white space; empty at the end of the text."""
+        while True:
+            match = _WHITE.match(self.buffer, self.at)
+            self.go_to(match.end() if match else self.at)
+            if self.at < len(self.buffer):
+                return self.buffer[self.at : self.at + 1]
+            if not self.more():
+                return b""
+
+    def value(self) -> tuple[bytes, int, int]:
+        """The value that stands next, its offset and its line."""
+        first = self.peek()
+        if not first:
+            raise self.cut()
+        end = self._end_of_brackets() if first in b"[{" else self._end_of_scalar(first == b'"')
+        found = self.buffer[self.at : end], self.base + self.at, self.line
+        self.go_to(end)
+        return found
+
+    def _end_of_brackets(self) -> int:
+        depth = done = 0  # done: length of what was scanned; bytes that come later go on there
+        while True:
+            for match in _BRACKET.finditer(self.buffer, self.at + done):
+                kind = match.lastindex
+                if kind is None:  # the end of what has come, or a string that goes on behind it
+                    break
+                depth += 1 if kind == 1 else -1
+                if depth == 0:
+                    return match.end()
+                done = match.end() - self.at
+            if not self.more():
+                raise self.cut()
+
+    def _end_of_scalar(self, quoted: bool) -> int:
+        pattern = _STRING if quoted else _WORD
+        while (match := pattern.match(self.buffer, self.at)) is None or match.end() == len(self.buffer):
+            if not self.more():
+                break
+        if match is None:
+            raise self.cut()
+        if not quoted and not _KNOWN.fullmatch(match.group()):
+            raise self.refused("a JSON value")
+        return match.end()
+
+    def cut(self) -> UnreadableInput:
+        return UnreadableInput(
+            f"{self.path}: the text ends inside a value that began at line {self.line}", "Fetch the file again."
+        )
+
+    def refused(self, allowed: str, where: str = "") -> UnreadableInput:
+        """What to raise of the text that stands next."""
+        while len(self.buffer) - self.at < 4 * _SHOWN and self.more():
+            pass
+        line = self.buffer[self.at : self.at + 4 * _SHOWN].split(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
+        found = f"{self.path}:{self.line}: {shown(line, _SHOWN)}{where}"
+        return UnreadableInput(f"{found}, where only {allowed} may stand", self.hint)
 
 
 def elements(chunks: Iterable[bytes], path: str) -> Iterator[tuple[bytes, int, int]]:
-    """The elements of a JSON array, or the values of a JSON stream, as (bytes, offset, line).
+    """The elements of a JSON array, or JSON values one after another, as (bytes, offset, line).
+
+    Whether they are right inside is left to those who parse them; between them nothing is passed over but white space,
+    and in an array one comma.
 
     Raises:
-        UnreadableInput: the text ends inside a value, or something follows the array.
+        UnreadableInput: something else stands there, or the text ends inside a value.
     """
-    _, stream = without_bom(iter(chunks))
-    buffer, base, line = b"", 0, 1
-    depth, outer = 0, -1  # outer: depth of the values; 1 in an array, 0 in a stream
-    start, position = -1, 0  # of the value being read, and where the scan goes on
-    ended = False
-    while not ended:
-        chunk = next(stream, None)
-        ended = chunk is None
-        buffer += chunk or b""
-        if outer < 0:
-            text = buffer.lstrip(_WHITE)
-            if not text and not ended:
-                continue
-            outer = 1 if text[:1] == b"[" else 0
-        for match in _TOKEN.finditer(buffer, position):
-            token = match.group()
-            at = match.start()
-            if token == b'"':  # a string that goes on in the next chunk
-                break
-            last = match.end()
-            code = token[0]
-            if code in _OPEN:
-                depth += 1
-                if depth == outer + 1 and start < 0:
-                    start = at
-                elif depth == outer:  # the array opens
-                    line += buffer.count(b"\n", position, last)
-                    position = last
-            elif code == 0x5D or code == 0x7D:
-                if depth == outer:
-                    yield from _scalar(buffer, position, at, base, line)
-                    rest = buffer[last:] + b"".join(stream)
-                    if outer == 0 or rest.strip(_WHITE):
-                        raise UnreadableInput(f"{path}: unexpected text after the end of the array, line {line}")
-                    return
-                depth -= 1
-                if depth == outer and start >= 0:
-                    line += buffer.count(b"\n", position, start)
-                    yield buffer[start:last], base + start, line
-                    line += buffer.count(b"\n", start, last)
-                    start, position = -1, last
-            elif code == 0x2C and depth == outer:
-                yield from _scalar(buffer, position, at, base, line)
-                line += buffer.count(b"\n", position, last)
-                position = last
-        keep = start if start >= 0 else position
-        if len(buffer) - keep > MAX_LINE + (1 << 20):
-            raise UnreadableInput(f"{path}: the value at line {line} is longer than {MAX_LINE} bytes")
-        if start >= 0:  # a value that is still open is scanned again from its beginning when more has come
-            line += buffer.count(b"\n", position, start)
-            depth = depth if ended else outer
-        buffer, base, position, start = buffer[keep:], base + keep, 0, -1
-    if depth or outer == 1:
-        raise UnreadableInput(
-            f"{path}: the text ends inside a value that began at line {line}", "Fetch the file again."
-        )
-    yield from _scalar(buffer, 0, len(buffer), base, line)
-
-
-def _scalar(buffer: bytes, start: int, end: int, base: int, line: int) -> Iterator[tuple[bytes, int, int]]:
-    """A bare number, text or word between two values."""
-    text = buffer[start:end].strip(_WHITE + b",")
-    if text:
-        at = buffer.index(text, start)
-        yield text, base + at, line + buffer.count(b"\n", start, at)
+    text = _Scan(chunks, path)
+    if text.peek() != b"[":
+        while text.peek():
+            yield text.value()
+        return
+    text.hint = _IN_ARRAY
+    text.go_to(text.at + 1)
+    following = text.peek()
+    if following != b"]":
+        yield text.value()
+        while (following := text.peek()) == b",":
+            text.go_to(text.at + 1)
+            yield text.value()
+    if not following:
+        raise text.cut()
+    if following != b"]":
+        raise text.refused("a comma or ]")
+    text.go_to(text.at + 1)
+    if text.peek():
+        raise text.refused("white space", " after the end of the array")
 
 
 def element_blocks(chunks: Iterable[bytes], source: int, path: str, target: int = BLOCK) -> Iterator[Block]:
@@ -356,23 +405,48 @@ def _gather(rows: Iterable[tuple[bytes, int]], source: int, target: int, header:
 def csv_blocks(chunks: Iterable[bytes], source: int, path: str, delimiter: str, target: int = BLOCK) -> Iterator[Block]:
     """CSV records as JSON objects; an empty cell is an absent key, since CSV has no other way to say it.
 
-    A record with undecodable bytes or the wrong number of cells is handed on so that the decoder rejects it.
+    A record with undecodable bytes is handed on as it stands, and one with the wrong number of cells as a list of them,
+    so that the decoder rejects it.
 
     Raises:
         UnreadableInput: a quote is never closed, or the header is missing or names a column twice.
     """
     _, stream = without_bom(iter(chunks))
     csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(text_lines(stream), delimiter=delimiter, strict=True)
+    held: list[str] = []  # the lines of the record that is being read
+    reader = csv.reader(_held(text_lines(stream), held), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
         if header is None:
             return
         if len(set(header)) != len(header):
             raise UnreadableInput(f"{path}: the header names a column twice: {', '.join(header)}")
-        yield from _gather(_csv_rows(reader, header), source, target, header)
+        held.clear()
+        yield from _gather(_csv_rows(reader, header, held), source, target, header)
     except csv.Error as error:
-        raise UnreadableInput(f"{path}:{reader.line_num}: {error}", "Look for a quote that is not closed.") from None
+        opened = _open_quote("".join(held), delimiter)
+        if opened is None:
+            raise UnreadableInput(f"{path}:{reader.line_num}: {error}", "Look at the quotes of that line.") from None
+        raise UnreadableInput(
+            f"{path}:{reader.line_num - len(held) + 1 + opened}: a quote opens here and its cell does not end: "
+            f"{error}, line {reader.line_num}",
+            "Close the quote; one that belongs to the text is written twice.",
+        ) from None
+
+
+def _held(lines: Iterable[str], held: list[str]) -> Iterator[str]:
+    for line in lines:
+        held.append(line)
+        yield line
+
+
+def _open_quote(record: str, delimiter: str) -> int | None:
+    """The line, from 0, where a quote opens the first cell that is not closed before its end."""
+    cell = re.compile(rf'(?:"(?:[^"]++|"")*+"|(?!")[^{delimiter}\r\n]*+)(?:[{delimiter}]|\r?\n|\Z)')
+    at = 0
+    while at < len(record) and (match := cell.match(record, at)):
+        at = match.end()
+    return record.count("\n", 0, at) if record[at : at + 1] == '"' else None
 
 
 def text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -382,13 +456,13 @@ def text_lines(chunks: Iterator[bytes]) -> Iterator[str]:
     for chunk in chunks:
         rest += decoder.decode(chunk)
         *lines, rest = rest.split("\n")
-        yield from (line + "\n" for line in lines)
+        yield from [line + "\n" for line in lines]
     rest += decoder.decode(b"", final=True)
     if rest:
         yield rest
 
 
-def _csv_rows(reader: Iterator[list[str]], header: list[str]) -> Iterator[tuple[bytes, int]]:
+def _csv_rows(reader: Iterator[list[str]], header: list[str], held: list[str]) -> Iterator[tuple[bytes, int]]:
     for cells in reader:
         try:
             if not cells:
@@ -399,7 +473,8 @@ def _csv_rows(reader: Iterator[list[str]], header: list[str]) -> Iterator[tuple[
             else:
                 data = orjson.dumps(cells)
         except (TypeError, UnicodeEncodeError):
-            data = ",".join(cells).encode("utf-8", "surrogateescape")
+            data = "".join(held).removesuffix("\n").removesuffix("\r").encode("utf-8", "surrogateescape")
+        held.clear()
         yield data, -1
 
 

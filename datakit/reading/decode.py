@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,23 @@ from datakit.errors import UnreadableInput, UsageError
 from datakit.reading.limits import CHUNK, MAX_RATIO, RATIO_FROM, ZSTD_FEED, ZSTD_WINDOW
 
 MAGIC: Final = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh"}
+
+_ARCHIVE: Final = re.compile(r".*\.(zip|7z|tgz|tar(\.(gz|bz2|xz|zst))?)", re.I | re.S)
+
+
+def refuse_archive(path: str, start: bytes) -> None:
+    """Archives hold many files, whose names, ends and splits would be lost if they were read as one text.
+
+    Args:
+        start: what the file begins with, unpacked.
+
+    Raises:
+        UnreadableInput: the name or the first bytes are those of an archive.
+    """
+    if _ARCHIVE.fullmatch(path) or start.startswith(b"PK\3\4") or start[257:262] == b"ustar":
+        raise UnreadableInput(
+            f"{path}: an archive of files, not a file of rows", "Unpack it into a folder, then name the folder."
+        )
 
 
 def is_remote(path: str) -> bool:
@@ -90,6 +108,8 @@ class File:
         feed = ZSTD_FEED if self.compression == "zst" else CHUNK // 16
         total = 0
         for piece in self._unpack(self.raw(feed)):
+            if not total:
+                refuse_archive(self.path, piece)
             total += len(piece)
             if total > RATIO_FROM and total > MAX_RATIO * self.size:
                 raise UnreadableInput(

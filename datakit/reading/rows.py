@@ -66,7 +66,31 @@ def load_row(data: bytes) -> dict[str, Any]:
     return value
 
 
-def check_keys(value: dict[str, Any], data: bytes, escapes: bool) -> None:
+def load_text(text: str, path: str) -> Any:
+    """JSON that stands as a text inside a row, such as the arguments of a call, held to the rules of rows.
+
+    Args:
+        path: of the text, for findings.
+
+    Raises:
+        BadRow: a parser would lose something of it, or crash.
+        orjson.JSONDecodeError: it is not JSON.
+    """
+    try:
+        value = orjson.loads(text)
+        if type(value) is dict or type(value) is list:
+            check_keys(value, text.encode(), True)
+    except orjson.JSONDecodeError as error:
+        id, _, note = _why(text.encode("utf-8", "replace"), error).finding
+        if id in ("DK101", "DK116"):
+            raise
+        raise BadRow(id, path, note) from None
+    except BadRow as bad:
+        raise BadRow(bad.finding.id, path, bad.finding.note) from None
+    return value
+
+
+def check_keys(value: dict[str, Any] | list[Any], data: bytes, escapes: bool) -> None:
     """See that a row is what its text says: no key twice, no number rounded, not too deep.
 
     Raises:
@@ -116,7 +140,7 @@ def _colons_inside(value: Any) -> int:
     return count
 
 
-def _survey(value: dict[str, Any], data: bytes) -> int:
+def _survey(value: dict[str, Any] | list[Any], data: bytes) -> int:
     """The number of keys in a row; looks at depth and at numbers on the way."""
     count, depth, huge = 0, 0, False
     level: list[Any] = [value]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from datakit.errors import DatakitError, UnreadableInput, UsageError
-from datakit.reading.decode import MAGIC, File, is_remote, open_bytes
+from datakit.reading.decode import MAGIC, File, is_remote, open_bytes, refuse_archive
 
 How = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "shards", "rejects"]
 
@@ -168,14 +168,15 @@ def identify(path: str) -> Source:
     """How a file is to be read: by its first bytes where they say, else by its suffix.
 
     Raises:
-        UnreadableInput: neither says.
+        UnreadableInput: neither says, or it is an archive.
     """
     how, packed = _suffixes(path)
     with open_bytes(path) as handle:
         try:
-            start = handle.read(16)
+            start = handle.read(512)
         except OSError as error:
             raise UnreadableInput(f"{path}: cannot be read: {error}") from None
+    refuse_archive(path, start)
     if start[:4] == b"PAR1":
         return Source(path, "parquet")
     if start[:6] == b"ARROW1" or start[:4] == b"\xff\xff\xff\xff":

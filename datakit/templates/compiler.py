@@ -28,6 +28,7 @@ from datakit.templates.tracked import (
     Message,
     Tracked,
     concat,
+    formatted,
     mark,
     message,
     of,
@@ -119,6 +120,20 @@ class TrackedEnvironment(Environment):
         exec(code, namespace)  # noqa: S102 - what Template.from_code does; the source went through the sandbox's compiler
         namespace |= {"_printed": printed, "_concat": concat, **self.constants}
         return self.template_class._from_namespace(self, namespace, self.make_globals(globals))
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """As the sandbox does it, and with origins where all fields are plain."""
+        method = super().wrap_str_format(value)
+        text = getattr(value, "__self__", None)
+        if method is None or type(text) is not Tracked or value.__name__ != "format":
+            return method
+
+        def tracking(*args: Any, **kwargs: Any) -> str:
+            plain: str = method(*args, **kwargs)
+            known = formatted(text, args, kwargs)
+            return known if known is not None and known == plain else plain
+
+        return tracking
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """As the sandbox does it, without its detour for the plain case."""

@@ -11,8 +11,8 @@ execution; the origin of every character is then known, and the stretch of the o
 message. Four things follow without looking at the meaning of any text:
 
     start   the first character of the message's own data; where that is not the beginning of its text (a reasoning, a
-            call, a thought that the template has cut out of the text), the end of the template's own prompt for an
-            answer, found in the fixed text before it
+            call, a thought that the template has cut out of the text), or a call stands behind the text, the end of the
+            template's own prompt for an answer, found in the fixed text before it
     end     the end of the stretch that the template printed for this message, without trailing white space; where the
             template closes a turn elsewhere, what the whole text and the conversation cut behind the turn agree on
     inside  no data of another origin between them
@@ -121,7 +121,7 @@ class _Turn:
     start: int
     end: int
     plain: bool
-    """Whether its text begins it, so that no fixed text before it can be the model's; true of an empty message too."""
+    """Whether its text begins it, so that only a call behind it can have opened it; true of an empty message too."""
     interval: Interval | None
     field: str = ""
     """Of its last data: content, reasoning or calls; empty for an empty message."""
@@ -142,7 +142,7 @@ class Prover:
         inner = "|".join(map(re.escape, sorted((e for e in ends if e), key=len, reverse=True)))
         self._control = re.compile(f"{inner}|{CONTROL.pattern}" if inner else CONTROL.pattern)
         self._openings: dict[tuple[Any, ...], int] = {}
-        self._endings: dict[tuple[Any, ...], str] = {}
+        self._endings: dict[tuple[Any, ...], str | None] = {}
 
     def prove(self, row: Row, marks: Sequence[Interval]) -> Proof:
         """The spans of a row.
@@ -164,7 +164,7 @@ class Prover:
             joined = found
             marked_ends = zip(turns, _by_turn(turns, marks), strict=True)
             ends = [mine[-1].end if mine else turn.end for turn, mine in marked_ends]
-        unended = [turn.number for turn, end in zip(turns, ends, strict=True) if end == turn.end]
+        unended = self._unended(turns, ends, row)
         spans = _from_marks(turns, ends, marks, output)
         marked = spans is not None
         if spans is None and joined is not None:
@@ -211,7 +211,11 @@ class Prover:
         alone = row.render(row.messages[: number + 1], False)
         mine, all_own = alone.of(number), output.of(number)
         mine = [run for run in mine if run.start >= _last_foreign(alone, number)] or mine
+        if not any(run.origin[1] == "reasoning" for run in all_own):
+            mine = [run for run in mine if run.origin[1] != "reasoning"]  # left out where more follows
         own = all_own[: len(mine)]
+        if not mine and not all_own:
+            raise Unproven(f"nothing of assistant message {number} is printed")
         same = [alone.text[a.start : a.end] == output.text[b.start : b.end] for a, b in zip(mine, own, strict=False)]
         if not mine or len(own) < len(mine) or not all(same):
             raise Unproven(f"assistant message {number} depends on the messages behind it")
@@ -228,17 +232,22 @@ class Prover:
 
     def _start(self, turn: _Turn, row: Row) -> int:
         """The first character to train."""
-        if turn.plain:
+        if turn.plain and turn.field != "calls":
             return turn.start
         before = _data_before(row.output, turn.start)
         stretch = row.output.text[before : turn.start]
-        key = (stretch, *row.outline(turn.number))
+        key = (stretch, turn.plain, *row.outline(turn.number))
         at = self._openings.get(key) if row.alike else None
         if at is None:
-            at = self._opening(stretch, turn.number, row)
+            try:
+                at = self._opening(stretch, turn.number, row)
+            except Unproven:
+                if not turn.plain:
+                    raise
+                at = len(stretch)  # where a plain answer starts
             if row.alike:
                 self._openings[key] = at
-        return before + at
+        return turn.start if turn.plain and not stretch[at:].strip() else before + at
 
     def _opening(self, stretch: str, number: int, row: Row) -> int:
         """How much of the fixed text before a reasoning or a call is not part of it: the prompt, an empty thought."""
@@ -250,9 +259,9 @@ class Prover:
             at = _past(stretch, head)
             if at is not None and self._whole(stretch, (), at) == at:
                 return at + _blank(stretch[at:])
-        cut = self._whole(stretch, heads, max((shared(stretch, head) for head in heads), default=0))
-        if stretch[:cut].strip() and len(heads) > 1 and heads[0][:cut] == heads[1][:cut]:
-            return cut
+        cut = self._whole(stretch, heads, min((shared(stretch, head) for head in heads), default=0))
+        if stretch[:cut].strip() and len(heads) > 1:
+            return cut  # the header that all answers have
         raise Unproven(f"the start of assistant message {number} is not where the template's own prompt ends")
 
     def _whole(self, stretch: str, others: Sequence[str], cut: int) -> int:
@@ -323,7 +332,7 @@ class Prover:
     @staticmethod
     def _followed(number: int, row: Row) -> Output | None:
         """The conversation up to a message with a question behind it, or a question and an answer; None if refused."""
-        question, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
+        question, answer = _short("user", row), _short("assistant", row)
         for more in ([question], [question, answer]):
             with suppress(Refused):
                 return row.render([*row.messages[: number + 1], *more], False)
@@ -336,19 +345,42 @@ class Prover:
         first = self._control.match(behind.lstrip())
         if turn.field == "content" or first is None:
             return end
-        key = (turn.number, *row.outline(turn.number - 1))
-        usual = self._endings.get(key) if row.alike else None
-        if usual is None:
-            usual = self._usual_end(turn.number, row)
-            if row.alike:
-                self._endings[key] = usual
+        usual = self._closer(self._usual_end(turn.number, row) or "")
         if usual != first.group() or usual == self._closer(text[turn.end : end]):
             return end
         return end + _blank(behind) + first.end()
 
-    def _usual_end(self, number: int, row: Row) -> str:
-        """The control token that closes a plain answer in the place of a message; empty where none does."""
-        messages = [*row.messages[:number], {"role": "assistant", "content": "x"}]
+    def _unended(self, turns: Sequence[_Turn], ends: Sequence[int], row: Row) -> list[int]:
+        """The turns that no end was found for; what closes a call ends no turn where a plain answer has no end."""
+        closers = [self._closer(row.output.text[turn.end : end]) for turn, end in zip(turns, ends, strict=True)]
+        of_texts = {closer for turn, closer in zip(turns, closers, strict=True) if closer and turn.field == "content"}
+        return [
+            turn.number
+            for turn, end, closer in zip(turns, ends, closers, strict=True)
+            if end == turn.end
+            or (turn.field == "calls" and closer not in of_texts and self._usual_end(turn.number, row, False) == "")
+        ]
+
+    def _usual_end(self, number: int, row: Row, last: bool = True) -> str | None:
+        """What closes a plain answer in the place of a message; None where it cannot be known.
+
+        Args:
+            number: the message.
+            row: the row.
+            last: whether nothing is to follow on it; else a question does if something follows on the message.
+        """
+        last = last or number == len(row.messages) - 1
+        key = (number, last, *row.outline(number - 1))
+        if not row.alike:
+            return self._plain_end(number, row, last)
+        if key not in self._endings:
+            self._endings[key] = self._plain_end(number, row, last)
+        return self._endings[key]
+
+    def _plain_end(self, number: int, row: Row, last: bool) -> str | None:
+        """The same, not remembered."""
+        messages = [*row.messages[:number], {"role": "assistant", "content": "x"}, _short("user", row)]
+        messages = messages[: number + 1] if last else messages
         try:
             output = row.render(messages, False)
             plain = Row(messages, output, row.render, row.tools, row.kwargs)
@@ -356,8 +388,8 @@ class Prover:
             end = self._own_end(turn, plain)
             end = self._shared_end(turn, turn.end, plain) if end is None else end
         except (Refused, Unproven):
-            return ""
-        return self._closer(output.text[turn.end : end])
+            return None
+        return output.text[turn.end : end]
 
     def _closer(self, closing: str) -> str:
         """The control token that closes a turn, if one does."""
@@ -365,7 +397,10 @@ class Prover:
         return found[-1].group() if found else ""
 
     def _shared_end(self, turn: _Turn, at: int, row: Row) -> int:
-        """What the conversation cut behind the turn prints from `at` on, as far as the whole text agrees."""
+        """What the conversation cut behind the turn prints from `at` on, as far as the whole text agrees.
+
+        What begins a turn does not end one, unless it is all that is printed where nothing follows.
+        """
         number, messages, output = turn.number, row.messages, row.output
         alone = turn.alone or row.render(messages[: number + 1], False)
         if turn.alone is not None:
@@ -381,7 +416,7 @@ class Prover:
             own = asked.of(number) if asked is not None else []
             if asked is None and len(self._control.findall(tail)) <= 1:
                 return at + len(tail.rstrip())  # nothing can follow on it, so all of it belongs to its end
-            if asked is None or not own:
+            if asked is None or not own or not any(run.origin[0] == number + 1 for run in asked.data):
                 return at
             begin = own[-1].end + at - turn.end
             other = asked.text[begin : _next_data(asked, begin)]
@@ -390,8 +425,16 @@ class Prover:
             asked = output
         cut = self._whole(tail, [other], shared(tail, other))
         closing = tail[:cut].rstrip()
-        if closing.strip() and closing == tail.rstrip():
+        if not closing:
+            return at
+        last_of = {message["role"]: n for n, message in enumerate(messages[: number + 1])}
+        headers = [header[1].strip() for n in last_of.values() if (header := _header(n, asked)) is not None]
+        if closing.strip() in headers:
+            return at  # the whole of what begins a turn
+        if closing == tail.rstrip():
             return at + len(closing)  # it is all that is printed where nothing follows
+        if any(header.startswith(closing.strip()) for header in headers):
+            return at  # the first of it
         return self._before_header(turn, at + len(closing), at, asked, row)
 
     def _before_header(self, turn: _Turn, end: int, at: int, output: Output, row: Row) -> int:
@@ -414,6 +457,13 @@ class Prover:
         if output.text[behind:begin].strip() or not text.endswith(first[1]) or not first[1].strip():
             return end
         return end if text.removesuffix(first[1]).strip() else at
+
+
+def _short(role: str, row: Row) -> Mapping[str, Any]:
+    """A message of a role, in parts if the row writes those of this role so: a template may print nothing else."""
+    written = (message.get("content") for message in row.messages if message["role"] == role)
+    in_parts = any(isinstance(content, list) for content in written)
+    return {"role": role, "content": [{"type": "text", "text": "x"}] if in_parts else "x"}
 
 
 def _plain(row: Row, own: Sequence[Run]) -> bool:

@@ -21,6 +21,7 @@ Origins are tuples, told apart by their first entry:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, SupportsIndex
 
@@ -227,6 +228,22 @@ def concat(parts: Iterable[Any]) -> Tracked:
     """Printed parts as one string."""
     done = [printed(part) for part in parts]
     return _made("".join(done), tuple(piece for part in done for piece in part._pieces))
+
+
+_FIELD: Final = re.compile(r"\{(\w*)\}", re.ASCII)
+
+
+def formatted(text: Tracked, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tracked | None:
+    """What `text.format(*args, **kwargs)` makes; None where it holds braces other than `{}`, `{0}` and `{name}`."""
+    if re.search("[{}]", _FIELD.sub("", text)):
+        return None
+    mixed: list[Any] = []
+    at = 0
+    for number, field in enumerate(_FIELD.finditer(text)):
+        name = field[1] or str(number)
+        mixed += [text[at : field.start()], args[int(name)] if name.isdigit() else kwargs[name]]
+        at = field.end()
+    return concat([*mixed, text[at:]])
 
 
 def _join(glue: str, parts: Sequence[Any]) -> Tracked:

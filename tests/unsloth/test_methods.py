@@ -60,12 +60,12 @@ def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 def built(method, made, output, **options):
     if method == "grpo":
         options |= {"reward": length_of, **GENERATION}
+    model = str(made / ("rates" if method == "reward" else "writes"))
     return trainer(
         method,
-        model=str(made / ("rates" if method == "reward" else "writes")),
         data=made / f"ready-{method}",
         output_dir=output,
-        **{"engine": "unsloth", **STEPS, **options},
+        **{"engine": "unsloth", "model": model, **STEPS, **options},
     )
 
 
@@ -87,6 +87,51 @@ def test_two_steps(method, lora, made, tmp_path):
     if lora:
         assert all("lora" in name or "score" in name for name in changed)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["engine"] == "unsloth"
+
+
+def weights_of(model, name):
+    """The weights of one adapter of a model."""
+    from peft import get_peft_model_state_dict
+
+    return {key: weight.detach().clone() for key, weight in get_peft_model_state_dict(model, adapter_name=name).items()}
+
+
+def test_an_adapter_goes_on_being_trained_and_is_its_own_reference(made, tmp_path):
+    from datakit import UsageError
+
+    first = built("sft", made, tmp_path / "first", lora=4)
+    first.train()
+    first.save_model()
+    learnt = weights_of(first.model, "default")
+    for method in ("sft", "dpo", "kto", "bco"):
+        ours = built(method, made, tmp_path / method, model=str(tmp_path / "first"))
+        assert ours.args.learning_rate == STEPS["learning_rate"]
+        now = weights_of(ours.model, "default")
+        assert now.keys() == learnt.keys()
+        assert all(now[key].equal(learnt[key]) for key in learnt)
+        trained = {name for name, weight in ours.model.named_parameters() if weight.requires_grad}
+        assert trained
+        assert all("lora" in name for name in trained)
+        ours.train()
+        assert any(not weight.equal(learnt[key]) for key, weight in weights_of(ours.model, "default").items())
+        if method != "sft":
+            assert all(weight.equal(learnt[key]) for key, weight in weights_of(ours.model, "ref").items())
+        if method == "dpo":
+            assert losses_of(ours)[0] == pytest.approx(math.log(2))
+    with pytest.raises(UsageError, match="lora asks for another one"):
+        built("dpo", made, tmp_path / "more", model=str(tmp_path / "first"), lora=16)
+
+
+def test_a_refused_call_leaves_unsloth_possible(made, tmp_path):
+    code = (
+        "import sys, trainglue\n"
+        "try: trainglue.trainer('dpo', model=sys.argv[1], data=sys.argv[2], output_dir=sys.argv[3], engine='unsloth')\n"
+        "except trainglue.data.UsageError as error: print(error.message)\n"
+        "from trainglue import engines; print(engines.choose('unsloth', sys.argv[3])[0])"
+    )
+    said = run("-c", code, str(made / "writes"), str(made / "ready-sft"), str(tmp_path)).stdout
+    assert "dpo trains on preference" in said
+    assert said.splitlines()[-1] == "unsloth"
 
 
 def test_a_lora_config_is_taken_as_its_fields_are(made, tmp_path):

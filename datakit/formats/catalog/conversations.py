@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from datakit.formats import parse
-from datakit.formats.declare import Format
+from datakit.formats.declare import SYSTEM, Format
 from datakit.messages import SHAREGPT, Turn
 from datakit.schema import layout
 
@@ -22,7 +22,7 @@ _TREE = {
 }
 _TREE_ROW = {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter", "text": "q"}
 _BESIDE = ("tools", "parallel_tool_calls", "functions", "system")
-_SIDE = {"tools": "tools", "chat_template_kwargs": "chat_template_kwargs", "images": "images", "system": "system"}
+_SIDE = {"tools": "tools", "chat_template_kwargs": "chat_template_kwargs", "images": "images", **SYSTEM}
 
 CONVERSATIONS: Final[tuple[Format, ...]] = (
     Format(
@@ -42,7 +42,7 @@ CONVERSATIONS: Final[tuple[Format, ...]] = (
         "OpenAI messages with the older `functions` column",
         signature={"messages": "chat", "functions": "objects|text"},
         optional=_BESIDE,
-        columns={"messages": "messages", "tools": "functions", "system": "system"},
+        columns={"messages": "messages", "tools": "functions", **SYSTEM},
         example={
             "messages": [
                 {"role": "user", "content": "q"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from datakit.formats import parse
-from datakit.formats.declare import Format
+from datakit.formats.declare import SYSTEM, Format
 from datakit.schema import layout
 
 STRINGS = layout("prompt", "strings")
@@ -34,7 +34,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         signature={"system": "any", "prompt": "text"},
         optional=_TARGETS,
         absent=_ANSWERS,
-        columns={"user": "prompt", "system": "system"},
+        columns={"user": "prompt", **SYSTEM},
         example={"system": "s", "prompt": "q", "answer": "42"},
         verified=False,
     ),
@@ -45,7 +45,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         signature={"prompt": "dialog"},
         optional=_TARGETS,
         absent=("completion", "response", "chosen", "messages", "completions"),
-        columns={"prompt": "prompt", "tools": "tools", "images": "images", "system": "system"},
+        columns={"prompt": "prompt", "tools": "tools", "images": "images", **SYSTEM},
         example={"prompt": _Q, "answer": "42"},
         source="https://huggingface.co/docs/trl/dataset_formats",
     ),
@@ -54,7 +54,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         MESSAGES,
         "a question with a short or marked final answer (GSM8K), as a prompt and its answer",
         signature={"question": "text", "answer": "verdict"},
-        columns={"user": "question", "system": "system"},
+        columns={"user": "question", **SYSTEM},
         example={"question": "q", "answer": "because\n#### 42"},
         source="https://github.com/openai/grade-school-math",
     ),
@@ -64,7 +64,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         "verl: prompt, data_source and reward_model",
         signature={"prompt": "dialog", "data_source": "text", "reward_model": "object"},
         optional=("ability", "extra_info"),
-        columns={"prompt": "prompt"},
+        columns={"prompt": "prompt", **SYSTEM},
         example={
             "data_source": "gsm8k",
             "prompt": _Q,
@@ -80,7 +80,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         MESSAGES,
         "open-instruct RLVR: messages, ground_truth and dataset; its `tools` are names, not definitions",
         signature={"messages": "chat", "ground_truth": "any", "dataset": "any"},
-        columns={"messages": "messages"},
+        columns={"messages": "messages", **SYSTEM},
         example={"messages": _Q, "ground_truth": "42", "dataset": "gsm8k"},
         source="https://github.com/allenai/open-instruct",
         verified=False,
@@ -91,7 +91,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         "OpenAI reinforcement fine-tuning: messages and reference_answer",
         signature={"messages": "chat", "reference_answer": "any"},
         optional=("tools", "parallel_tool_calls"),
-        columns={"messages": "messages", "tools": "tools"},
+        columns={"messages": "messages", "tools": "tools", **SYSTEM},
         example={"messages": _Q, "reference_answer": "42"},
         verified=False,
     ),
@@ -101,7 +101,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         "ms-swift GRPO: messages and solution",
         signature={"messages": "chat", "solution": "any"},
         optional=("tools", "images"),
-        columns={"messages": "messages", "tools": "tools", "images": "images"},
+        columns={"messages": "messages", "tools": "tools", "images": "images", **SYSTEM},
         example={"messages": _Q, "solution": "42"},
         verified=False,
     ),
@@ -135,7 +135,7 @@ PROMPTS: Final[tuple[Format, ...]] = (
         signature={"messages": "chat", "reward": "number"},
         optional=("scores", "advantages", "created_at_step", "record_id", "step", "logprobs", "tools"),
         absent=("label", "chosen"),
-        columns={"messages": "messages", "reward": "reward", "tools": "tools"},
+        columns={"messages": "messages", "reward": "reward", "tools": "tools", **SYSTEM},
         example={
             "messages": [*_Q, {"role": "assistant", "content": "a"}],
             "tools": None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from datakit.formats import parse
-from datakit.formats.declare import Format
+from datakit.formats.declare import SYSTEM, Format
 from datakit.schema import layout
 
 MESSAGES = layout("sft", "messages")
@@ -61,9 +61,9 @@ TEXTS: Final[tuple[Format, ...]] = (
             "input": "input",
             "assistant": "output",
             "history": "history",
-            "system": "system",
             "images": "images",
             "tools": "tools",
+            **SYSTEM,
         },
         example={"instruction": "Add up", "input": "1 2", "output": "3"},
         source="https://github.com/tatsu-lab/stanford_alpaca",
@@ -79,9 +79,9 @@ TEXTS: Final[tuple[Format, ...]] = (
             "user": "query",
             "assistant": "response",
             "history": "history",
-            "system": "system",
             "images": "images",
             "tools": "tools",
+            **SYSTEM,
         },
         example={"query": "q", "response": "r", "history": [["a", "b"]], "system": "s"},
         source="https://github.com/modelscope/ms-swift",
@@ -93,23 +93,24 @@ TEXTS: Final[tuple[Format, ...]] = (
             f"one {user} and one {assistant}",
             signature={user: "text", assistant: "text"},
             absent=absent,
-            columns={"user": user, "assistant": assistant, "system": "system", "images": images},
+            columns={"user": user, "assistant": assistant, **more, "images": images, **SYSTEM},
             example={user: "q", assistant: "a"},
             verified=verified,
         )
-        for name, user, assistant, absent, images, verified in (
+        for name, user, assistant, more, absent, images, verified in (
             (
                 "instruction-response",
                 "instruction",
                 "response",
+                {"input": "input"},
                 ("context", "category", "label", "score"),
                 "images",
                 True,
             ),
-            ("prompt-response", "prompt", "response", ("label", "score", "helpfulness"), "images", False),
-            ("input-output", "input", "output", ("instruction", "label"), "image", True),
-            ("question-answer", "question", "answer", (), "images", True),
-            ("problem-solution", "problem", "solution", (), "images", False),
+            ("prompt-response", "prompt", "response", {}, ("label", "score", "helpfulness"), "images", False),
+            ("input-output", "input", "output", {}, ("instruction", "label"), "image", True),
+            ("question-answer", "question", "answer", {}, (), "images", True),
+            ("problem-solution", "problem", "solution", {}, (), "images", False),
         )
     ),
     Format(
@@ -173,6 +174,7 @@ TEXTS: Final[tuple[Format, ...]] = (
             "tools": "tools",
             "chat_template_kwargs": "chat_template_kwargs",
             "images": "images",
+            **SYSTEM,
         },
         example={
             "prompt": [{"role": "user", "content": "q"}],
