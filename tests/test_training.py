@@ -1002,6 +1002,7 @@ made.train()
 made.save_model()
 with open(f"{out}/seen-{os.environ['RANK']}.json", "w") as file:
     json.dump({"seen": seen, "losses": [e["loss"] for e in made.state.log_history if "loss" in e]}, file)
+made.accelerator.end_training()
 """
 
 

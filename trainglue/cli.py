@@ -182,6 +182,7 @@ def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
         losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
         told = ", loss " + " to ".join(f"{loss:.4g}" for loss in (losses[0], *losses[1:][-1:])) if losses else ""
         click.echo(f"{method} trained, {plural(made.state.global_step, 'step')}{told}: {made.args.output_dir}")
+    made.accelerator.end_training()  # processes that end with an open group may abort
 
 
 @contextmanager
