@@ -25,6 +25,11 @@ def _shown(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error says; empty where it says nothing."""
+    return next(iter(str(error).splitlines()), "")
+
+
 def safe(text: object, limit: int = 200) -> str:
     """`text` on one line with every control character spelled out, and at most `limit` characters of it."""
     shown = _UNSAFE.sub(_shown, str(text)[: limit + 1])

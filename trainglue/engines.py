@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from datakit.errors import UsageError
+from datakit.terminal import first_line
 
 ENGINES: Final = ("auto", "trl", "unsloth")
 PATCHED: Final = ("transformers", "trl", "peft")
@@ -45,8 +46,7 @@ def choose(engine: str, output_dir: str | os.PathLike[str]) -> tuple[str, str]:
         try:
             import_module("unsloth")
         except Exception as error:  # it raises many kinds, ImportError and NotImplementedError among them
-            first = next(iter(str(error).splitlines()), "")
-            reason = f"Unsloth cannot be used here: {type(error).__name__}: {first}"
+            reason = f"Unsloth cannot be used here: {type(error).__name__}: {first_line(error)}"
             if patched := any(name in sys.modules for name in ("unsloth", *PATCHED)):
                 _used = "unsloth"  # perhaps patched halfway, so no run of TRL comes after it
             if patched or engine == "unsloth":

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from datakit.errors import NotWritten, UsageError
 from datakit.schema import IGNORED
+from datakit.terminal import first_line
 from trainglue.memory import advised
 from trainglue.methods import Hook
 
@@ -98,9 +99,8 @@ def written(folder: str) -> Iterator[None]:
         text = str(error).lower()
         if getattr(error, "errno", None) not in FULL and not any(words in text for words in SAYS_FULL):
             raise
-        first = next(iter(str(error).splitlines()), "")
         raise NotWritten(
-            f"{folder} could not be written: {first}",
+            f"{folder} could not be written: {first_line(error)}",
             "Make room, or keep fewer checkpoints with --save-total-limit. --resume goes on from the last whole one.",
         ) from error
 

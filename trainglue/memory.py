@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from datakit.errors import DatakitError
-from datakit.terminal import plural
+from datakit.terminal import first_line, plural
 
 QUANTIZED = ("qlora", "fp8_weights")
 """Precisions that store frozen weights in 4 or 8 bits."""
@@ -38,8 +38,7 @@ def advised(advice: Callable[[], str]) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not ends(error):
             raise
-        first = next(iter(str(error).splitlines()), "")
-        raise OutOfMemory(f"out of memory: {first}", advice()) from error
+        raise OutOfMemory(f"out of memory: {first_line(error)}", advice()) from error
 
 
 def for_loading(lora: bool, precision: Any) -> str:

@@ -25,6 +25,7 @@ from typing import Any, Final
 from jinja2 import TemplateError
 
 from datakit.errors import DatakitError, UsageError
+from datakit.terminal import first_line
 from datakit.tokens.load import Tokenizer
 from datakit.tokens.load import load as read_tokenizer
 from trainglue import memory
@@ -270,7 +271,7 @@ def _trainable(base: Any, folder: str) -> Any:
         if memory.ends(error):
             raise
         raise UsageError(
-            f"the adapter of {folder} cannot be loaded over {name_of(base)}: {_first_line(error)}",
+            f"the adapter of {folder} cannot be loaded over {name_of(base)}: {first_line(error)}",
             "Its adapter_config.json names the base, as base_model_name_or_path.",
         ) from error
 
@@ -304,17 +305,13 @@ def _load_plain(
         return getattr(transformers, class_name).from_pretrained(name, **given)
     except TypeError as error:
         raise UsageError(
-            f"{name} cannot be loaded: {_first_line(error)}",
+            f"{name} cannot be loaded: {first_line(error)}",
             f"Of model_init_kwargs its class {class_name} gets {', '.join(options) or 'nothing'}.",
         ) from error
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(
-            f"{name} cannot be loaded: {_first_line(error)}", "Give a folder with config.json, or a name on the Hub."
+            f"{name} cannot be loaded: {first_line(error)}", "Give a folder with config.json, or a name on the Hub."
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
 
 
 def _dtype(precision: Any, lora: bool, dtype: Any) -> Any:
@@ -418,7 +415,7 @@ def _load_unsloth(
         if memory.ends(error):
             raise
         raise UsageError(
-            f"Unsloth cannot load {name}: {_first_line(error)}", "--engine trl may; `trainglue doctor` says more."
+            f"Unsloth cannot load {name}: {first_line(error)}", "--engine trl may; `trainglue doctor` says more."
         ) from error
     return Loaded(model)
 

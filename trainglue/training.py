@@ -18,7 +18,7 @@ from typing import Any, Final
 import datakit
 from datakit.errors import InternalError, UsageError
 from datakit.shards import Shards
-from datakit.terminal import plural
+from datakit.terminal import first_line, plural
 from datakit.tokens.load import Tokenizer
 from datakit.tokens.load import load as read_tokenizer
 from trainglue import config as words
@@ -532,9 +532,8 @@ def _check_login(token: str | None) -> None:
     try:
         HfApi(token=token).whoami()
     except Exception as error:  # refused, or not reached
-        first = next(iter(str(error).splitlines()), "")
         raise UsageError(
-            f"push_to_hub: the Hub does not let us in: {type(error).__name__}: {first}",
+            f"push_to_hub: the Hub does not let us in: {type(error).__name__}: {first_line(error)}",
             "Look at the network, then hf auth login; or leave push_to_hub out and upload the folder later: hf upload.",
         ) from error
 

@@ -28,6 +28,7 @@ import orjson
 
 from datakit.errors import UnreadableInput, UsageError
 from datakit.reading import limits
+from datakit.terminal import first_line
 
 LARGEST_BESIDE: Final = 16 * limits.MiB
 """The greatest configuration or template that is read, in bytes."""
@@ -296,7 +297,7 @@ def _listing(folder: Path) -> str:
 
 
 def _first_line(problem: BaseException) -> str:
-    return next(iter(str(problem).splitlines()), "") or type(problem).__name__
+    return first_line(problem) or type(problem).__name__
 
 
 # ---------------------------------------------------------------- the parts of a tokenizer.json

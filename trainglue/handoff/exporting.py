@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from datakit.errors import InternalError, NotWritten, UsageError
+from datakit.terminal import first_line
 from trainglue.handoff.modelfile import Frame, frame, modelfile
 from trainglue.models import CLASSES, TASKS, end_of_turn
 
@@ -219,8 +220,7 @@ def _load(name: str, adapter: dict[str, Any] | None, dtype: str | None) -> Any:
         class_name, options = CLASSES[head]
         return getattr(transformers, class_name).from_pretrained(name, dtype=dtype or "auto", **options)
     except (OSError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise UsageError(f"{name} cannot be loaded: {first}", "Say where it is: --base NAME.") from error
+        raise UsageError(f"{name} cannot be loaded: {first_line(error)}", "Say where it is: --base NAME.") from error
 
 
 def _with_adapter(model: Any, folder: Path) -> tuple[Any, list[str]]:
