@@ -21,11 +21,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 import datakit
 import trainglue
 from datakit.errors import UsageError
+from datakit.tokens.compare import mismatch
 from datakit.tokens.load import load
 from tests.small_tokenizers import chatml, llama
 from tests.tiny_models import QUIET
 from trainglue import models, trainer
-from trainglue.data import difference
 from trainglue.options import presets
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("tiny")]
@@ -136,7 +136,7 @@ def again(folder, tokenizer, **parts):
 def test_shards_of_a_tokenizer_that_was_saved_again_are_taken(tiny, tmp_path):
     same = again(tmp_path / "same", tiny.model)
     assert load(str(same)).sha256 != load(tiny.model).sha256
-    assert difference(load(str(same)), load(tiny.model)) is None
+    assert mismatch(load(str(same)), load(tiny.model)) is None
     trainer("sft", model=same, data=tiny.formatted("sft"), output_dir=tmp_path / "run", **STEPS)
 
 

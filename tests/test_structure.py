@@ -63,7 +63,7 @@ LEVELS = [
     ],
     ["easydel", "sizes", "tokens.engines", "templates.compiler", "templates.output"],
     ["tokens.encode", "templates.spans"],
-    ["tokens.positions"],
+    ["tokens.positions", "tokens.compare"],
     ["templates.skeletons"],
     ["templates.template"],
     ["jobs"],

@@ -298,7 +298,7 @@ def test_old_names_are_taken_and_said(tiny, run, tmp_path):
 
 
 def test_how_flags_are_read():
-    read = cli._extra(["--max-steps", "2", "--no-bf16", "--beta=0.2", "--flag", "--name", "-1"])
-    assert read == {"max_steps": ["2"], "bf16": ["false"], "beta": ["0.2"], "flag": [], "name": ["-1"]}
+    read = cli._others(["--max-steps", "2", "--no-bf16", "--beta=0.2", "--flag", "--name", "-1"])
+    assert read == {"max_steps": 2, "bf16": False, "beta": 0.2, "flag": True, "name": -1}
     with pytest.raises(UsageError):
-        cli._extra(["stray"])
+        cli._others(["stray"])

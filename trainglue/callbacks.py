@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from transformers import TrainerCallback
+from tqdm import tqdm
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from trainglue.streams import STATE, Position
 
@@ -119,31 +121,20 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-class Progress(TrainerCallback):
-    """Tells a person how a run goes on.
-
-    Args:
-        step: called with the step and the last step.
-        line: called with a line of metrics.
-    """
-
-    def __init__(self, step: Callable[[int, int], None], line: Callable[[str], None]) -> None:
-        self.step, self.line = step, line
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._show(state)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._show(state)
+class Lines(TrainerCallback):
+    """A line of metrics on stderr for each logging step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
         text = metrics(logs or {})
         if state.is_world_process_zero and text:
-            self.line(f"step {state.global_step}/{state.max_steps}  {text}")
+            tqdm.write(f"step {state.global_step}/{state.max_steps}  {text}", sys.stderr)
 
-    def _show(self, state: Any) -> None:
-        if state.is_world_process_zero:
-            self.step(state.global_step, state.max_steps)
+
+class Bar(ProgressCallback):
+    """The live bar of transformers; its lines are those of `Lines`."""
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 def metrics(logs: Mapping[str, Any]) -> str:

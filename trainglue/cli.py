@@ -65,98 +65,78 @@ def main() -> None:
 # ---------------------------------------------------------------- training
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, epilog=EPILOG)
-@click.argument("file", metavar="RUN.TOML")
-@click.option("--print-config", is_flag=True, help="Print everything that the run is told, and stop.")
-@click.pass_context
-def train(context: click.Context, file: str, print_config: bool) -> None:
-    """Train as a TOML file says; options given here come first.
+def _command(name: str, line: str, *arguments: click.Parameter) -> click.Command:
+    """A command that trains: every field that the method takes as an option, and each of the trainer's config."""
+    fields = {field.name: field for field in config.FIELDS if not field.methods or name in (*field.methods, "train")}
 
-    They are those of `trainglue METHOD`: --data, --model, --output, --resume, --overwrite and all others.
+    def run(print_config: bool, file: str | None = None, **named: Any) -> None:
+        said = {key: value for key, value in named.items() if value not in (None, ()) and value is not False}
+        told = {key: _read(fields[key], value) for key, value in said.items()}
+        told |= _others(click.get_current_context().args)
+        method = name
+        if file is not None:
+            told = config.load(file) | told
+            config.check(told, "command line")
+            method = told.pop("method")
+        _run(method, told, print_config)
 
-    \b
-    trainglue train run.toml
-    trainglue train run.toml --resume
-    """
-    told = _extra(context.args)
-    if "output" in told:
-        told["output_dir"] = told.pop("output")
-    given = config.load(file) | {name: _value(name, texts) for name, texts in told.items()}
-    config.check(given, "command line")
-    _run(given.pop("method"), given, print_config)
-
-
-def _method_command(name: str) -> click.Command:
-    def run(print_config: bool, **given: Any) -> None:
-        context = click.get_current_context()
-        told = {key: value for key, value in given.items() if value not in (None, ()) and value is not False}
-        told = {key: _value(key, value) if isinstance(value, tuple) else value for key, value in told.items()}
-        told |= {key: _value(key, texts) for key, texts in _extra(context.args).items()}
-        _run(name, told, print_config)
-
+    printing = click.Option(["--print-config"], is_flag=True, help="Print everything that the run is told, and stop.")
     return click.Command(
         name,
         callback=run,
-        help=LINES[name],
+        help=line,
         epilog=EPILOG,
-        params=[
-            *(_option(field) for field in config.FIELDS if not field.methods or name in field.methods),
-            click.Option(["--print-config"], is_flag=True, help="Print everything that the run is told, and stop."),
-        ],
+        params=[*arguments, *map(_option, fields.values()), printing],
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
 
 
 def _option(field: config.Field) -> click.Option:
-    names = [f"--{field.name.replace('_', '-')}"]
-    if field.name == "output_dir":
-        names.append("--output")
-    more: dict[str, Any] = {"help": field.help, "metavar": field.metavar or None}
+    names = [f"--{field.name.replace('_', '-')}", *(["--output"] if field.name == "output_dir" else []), field.name]
     if field.type == "bool":
-        return click.Option([*names, field.name], is_flag=True, help=field.help)
-    if field.type in ("fields", "texts"):
-        return click.Option([*names, field.name], multiple=True, **more)
-    types: dict[str, Any] = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
-    kind = click.Choice(list(field.choices)) if field.choices else types[field.type]
-    return click.Option([*names, field.name], type=kind, **more)
+        return click.Option(names, is_flag=True, help=field.help)
+    types: dict[str, Any] = {"int": click.INT, "float": click.FLOAT}
+    kind = click.Choice(list(field.choices)) if field.choices else types.get(field.type, click.STRING)
+    several = field.type in ("fields", "texts")
+    return click.Option(names, type=kind, multiple=several, help=field.help, metavar=field.metavar or None)
 
 
-for _name in METHODS:
-    main.add_command(_method_command(_name))
+def _read(field: config.Field, value: Any) -> Any:
+    """What was typed for a field; tables are typed in parts."""
+    if field.type == "fields":
+        return config.fields_of(value, f"--{field.name.replace('_', '-')}")
+    return list(value) if field.type == "texts" else value
 
 
-def _extra(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """`--max-steps 2 --packing --no-bf16 --beta=0.2` as names and texts; a flag has none."""
-    found: dict[str, list[str]] = {}
-    current: list[str] | None = None
+def _others(arguments: Sequence[str]) -> dict[str, Any]:
+    """`--max-steps 2 --packing --no-bf16 --beta=0.2` as options of the trainer's config, read as they look."""
+    found: dict[str, Any] = {}
+    current = ""
     for argument in arguments:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = name.replace("-", "_")
             if name.startswith("no_") and not equals and name not in options.RENAMED:
                 name, equals, value = name[3:], "=", "false"
-            current = found.setdefault(name, [])
-            if equals:
-                current.append(value)
-                current = None
-        elif current is not None:
-            current.append(argument)
-            current = None
+            found[name] = config.value_of(value) if equals else True
+            current = "" if equals else name
+        elif current:
+            found[current] = config.value_of(argument)
+            current = ""
         else:
             raise UsageError(f"{argument} belongs to no option", "Options are --name value.")
     return found
 
 
-def _value(name: str, texts: Sequence[str]) -> Any:
-    """What was typed for an option, as its field has it; those of the trainer's config are read as they look."""
-    field = {field.name: field for field in config.FIELDS}.get(name)
-    if field and field.type == "fields":
-        return config.fields_of(texts, f"--{name.replace('_', '-')}")
-    if field and field.type == "texts":
-        return list(texts)
-    if not texts:
-        return True
-    return texts[-1] if field and field.type == "str" else config.value_of(texts[-1])
+TRAIN: Final = """Train as a TOML file says; options given here come first.
+
+\b
+trainglue train run.toml
+trainglue train run.toml --resume
+"""
+main.add_command(_command("train", TRAIN, click.Argument(["file"], metavar="RUN.TOML")))
+for _name in METHODS:
+    main.add_command(_command(_name, LINES[_name]))
 
 
 def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
@@ -171,12 +151,12 @@ def _run(method: str, given: dict[str, Any], print_config: bool) -> None:
     from trainglue.training import trainer
 
     with _quiet():
-        made = trainer(method, **{"disable_tqdm": True, **given})
-        with _screen(made):
-            made.train()
-            last = made.state.log_history[-2:]
-            if made.eval_dataset is not None and not any("eval_loss" in entry for entry in last):
-                made.evaluate()
+        made = trainer(method, **given)
+        _follow(made)
+        made.train()
+        last = made.state.log_history[-2:]
+        if made.eval_dataset is not None and not any("eval_loss" in entry for entry in last):
+            made.evaluate()
         made.save_model()
     if made.is_world_process_zero():
         losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
@@ -201,31 +181,24 @@ def _quiet() -> Iterator[None]:
 
 def _print_config(method: str, told: Mapping[str, Any]) -> None:
     """The run as a run.toml, checked as a run is; whether it goes on or replaces another is not part of it."""
-    from trainglue import models, training
+    from trainglue import training
 
     config_class = _config_class(method, told.get("engine", "auto"), told.get("lora"))
-    fields = {field.name for field in config.FIELDS}
-    of_config = {name: value for name, value in told.items() if name not in fields}
+    names = [field.name for field in config.FIELDS]
+    own = {name: told[name] for name in names if name in told and name not in ("resume", "overwrite")}
+    of_config = {name: value for name, value in told.items() if name not in names}
+    form = "packed" if own.get("format", {}).get("pack") else _form(own.get("data", ""))
+    share, preset = training.defaults(METHODS[method], own, of_config, form)
+    with _quiet():
+        arguments = training.checked(config_class, METHODS[method], of_config, preset)
     taken, notes = options.checked(config_class, METHODS[method], of_config)
     for note in notes:
         click.echo(f"trainglue: {note}", err=True)
-    own_names = fields - {"resume", "overwrite"}
-    given = {name: value for name, value in told.items() if name in own_names} | taken
-    own = {name: given.get(name) for name in config.REQUIRED[1:]}
-    data, held = given.get("data", ""), "eval_data" in given or "eval_split" in given
-    form = "packed" if given.get("format", {}).get("pack") else _form(data)
-    usual = training.default_share(method, form, bool(given.get("streaming")), held, taken)
-    share = given.get("eval_share", usual)
-    adapted = bool(given.get("lora") or models.adapter_of(given.get("model")))
-    found = training.default_options(method, data, adapted, bool(share) or held, given.get("early_stopping"), taken)
-    with _quiet():
-        training.check_options(config_class, METHODS[method], of_config, found)
-    defaults = options.translated(config_class, found)
-    own |= {"eval_share": share} if share or "eval_share" in given else {}
-    rest = {name: value for name, value in given.items() if name not in own}
-    comments = {name: "default" for name in defaults if name not in given}
-    comments |= {field.name: field.help for field in config.FIELDS if own.get(field.name, "") is None}
-    click.echo(config.to_toml({"method": method, **own, **defaults, **rest}, comments), nl=False)
+    first = {name: own.get(name) for name in config.REQUIRED[1:]} | ({"eval_share": share} if share else {})
+    usual = {name: arguments[name] for name in options.translated(config_class, preset)}
+    comments = {name: "default" for name in (*usual, "eval_share") if name not in taken and name not in own}
+    comments |= {field.name: field.help for field in config.FIELDS if first.get(field.name, "") is None}
+    click.echo(config.to_toml({"method": method, **first, **usual, **own, **taken}, comments), nl=False)
 
 
 def _form(data: str) -> str:
@@ -254,38 +227,17 @@ def rewards() -> None:
     click.echo(f"\nOne of yours: {DOTTED[0].lower()}{DOTTED[1:]}")
 
 
-@contextmanager
-def _screen(made: Any) -> Iterator[None]:
-    """A live bar where a person is looking, else a line for each logging step."""
-    from transformers.trainer_callback import PrinterCallback
+def _follow(made: Any) -> None:
+    """A line for each logging step, and a live bar where a person is looking."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from trainglue.callbacks import Progress
+    from trainglue.callbacks import Bar, Lines
 
     made.remove_callback(PrinterCallback)
-    if not sys.stderr.isatty():
-        made.add_callback(Progress(lambda step, steps: None, lambda text: click.echo(text, err=True)))
-        yield
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from datakit.screen import open_console
-
-    with Bar(
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=open_console(stderr=True),
-    ) as bar:
-        task = bar.add_task("training", total=None)
-        made.add_callback(
-            Progress(
-                lambda step, steps: bar.update(task, completed=step, total=steps),
-                lambda text: bar.console.print(text, markup=False),
-            )
-        )
-        yield
+    made.remove_callback(ProgressCallback)
+    made.add_callback(Lines())
+    if sys.stderr.isatty():
+        made.add_callback(Bar())
 
 
 # ---------------------------------------------------------------- before and after training

@@ -13,11 +13,11 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow.compute as pc
 
@@ -27,10 +27,8 @@ from datakit.methods import METHODS as FORMATTED
 from datakit.output import manifest as manifests
 from datakit.shards import Shards
 from datakit.terminal import plural, safe
-from datakit.tokens.encode import hostile
-from datakit.tokens.engines import exact_engine
-from datakit.tokens.load import Tokenizer, added_of, definition_of, vocabulary_of
-from datakit.tokens.load import load as read_tokenizer
+from datakit.tokens.compare import mismatch, recorded
+from datakit.tokens.load import Tokenizer
 from trainglue.methods import KINDS_OF, METHODS, Method, method_named
 
 if TYPE_CHECKING:
@@ -245,7 +243,7 @@ def check_prepared(shards: Shards, tokenizer: Tokenizer, template: str | None, m
     theirs = prepared["tokenizer"]
     if theirs["sha256"] != tokenizer.sha256:
         try:
-            found = difference(recorded(theirs), tokenizer)
+            found = mismatch(recorded(theirs), tokenizer)
             why, instead = found.sentence if found else "", "Format the source again:"
         except DatakitError as error:
             why = f"the two cannot be compared: {error.message}"
@@ -266,98 +264,6 @@ def check_prepared(shards: Shards, tokenizer: Tokenizer, template: str | None, m
         method
     ):
         raise UsageError(f"{shards.path} was formatted --for {prepared['method']}", f"Format again: {again}")
-
-
-def recorded(theirs: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a manifest names.
-
-    Raises:
-        UsageError: it is not there any more, or is not the same any more.
-    """
-    name, revision = theirs["path"], theirs.get("revision")
-    found = read_tokenizer(f"{name}@{revision}" if revision and "@" not in name else name)
-    if found.sha256 != theirs["sha256"]:
-        raise UsageError(f"{name} has changed since then", "Name the one that made the shards.")
-    return found
-
-
-class Difference(NamedTuple):
-    """How two tokenizers differ.
-
-    Attributes:
-        sentence: the first difference that was found.
-        moved: a token that both have has another id.
-    """
-
-    sentence: str
-    moved: bool = False
-
-
-def difference(one: Tokenizer, other: Tokenizer) -> Difference | None:
-    """What makes two tokenizers give other ids; None where nothing does, as after `save_pretrained`.
-
-    Compared are tokens with their ids, merges or scores, and the ids of texts: each token's own, and those on which
-    engines disagree if on anything, with spaces, digits, accents and control tokens.
-    """
-    if one.sha256 == other.sha256:
-        return None
-    key = (one.path, one.sha256, other.path, other.sha256)
-    if key not in _compared:
-        _compared[key] = _difference(one, other)
-    return _compared[key]
-
-
-_compared: Final[dict[tuple[str, ...], Difference | None]] = {}
-"""What was found; it takes seconds, and the sources of a stream often have one tokenizer."""
-
-
-def _difference(one: Tokenizer, other: Tokenizer) -> Difference | None:
-    documents = definition_of(one), definition_of(other)
-    ids, known = ({**vocabulary_of(own), **{t["content"]: t["id"] for t in added_of(own)}} for own in documents)
-    if moved := [token for token, id in ids.items() if known.get(token, id) != id]:
-        return Difference(
-            f"{one.path} gives {plural(len(moved), 'token')} other ids than the tokenizer of {other.path}: "
-            f"{moved[0]!r} is {ids[moved[0]]:,}, there {known[moved[0]]:,}",
-            moved=True,
-        )
-    for here, there, new in ((one, other, ids.keys() - known.keys()), (other, one, known.keys() - ids.keys())):
-        if new:
-            return Difference(
-                f"{here.path} has {plural(len(new), 'token')} that {there.path} lacks, such as {min(new)}"
-            )
-    if _rules(documents[0]) != _rules(documents[1]):
-        return Difference(f"{one.path} joins its tokens by other rules than {other.path}")
-    engines = [_engine(tokenizer) for tokenizer in (one, other)]
-    texts = [*hostile([token.content for token in one.added]), *(engines[0].decode([id], False) for id in ids.values())]
-    read = [[row.ids for row in engine.encode_batch_fast(texts)] for engine in engines]
-    for text, left, right in zip(texts, *read, strict=True):
-        if left != right:
-            return Difference(
-                f"{one.path} and {other.path} have the same tokens, but read {text[:40]!r} as {left[:6]} "
-                f"and {right[:6]}"
-            )
-    return None
-
-
-def _rules(document: Mapping[str, Any]) -> Any:
-    """The merges, which are pairs or texts, or the scores of a tokenizer."""
-    model = document["model"]
-    return [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges") or ()] or (
-        model["vocab"] if isinstance(model["vocab"], list) else None
-    )
-
-
-def _engine(tokenizer: Tokenizer) -> Any:
-    try:
-        engine = exact_engine(tokenizer.definition())
-    except Exception as error:
-        raise UsageError(
-            f"{tokenizer.path} cannot be read: {error}", "Save it again with the installed transformers."
-        ) from error
-    engine.no_truncation()
-    engine.no_padding()
-    engine.encode_special_tokens = tokenizer.split_special
-    return engine
 
 
 def _check_ids(shards: Shards, tokenizer: Tokenizer) -> None:
@@ -425,21 +331,17 @@ def formatted(
         "tool": datakit.__version__,
     }
     folder = cache_folder() / sha256(repr(parts).encode()).hexdigest()[:32]
-    while not (folder / "manifest.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            report = datakit.format(
-                shards.path,
-                folder,
-                tokenizer=tokenizer.path,
-                method=method.format_for,
-                chat_template=chat_template,
-                **options,
-            )
-        except Locked:  # another node formats the same rows into the same cache
-            time.sleep(1)
-        else:
-            _raise_for_status(report)
+
+    def format_once() -> None:
+        if not (folder / manifests.NAME).is_file():
+            own: dict[str, Any] = {
+                "tokenizer": tokenizer.path,
+                "method": method.format_for,
+                "chat_template": chat_template,
+            }
+            _raise_for_status(datakit.format(shards.path, folder, **own, **options))
+
+    alone(format_once)
     return folder
 
 
@@ -453,11 +355,22 @@ def _raise_for_status(report: Report) -> None:
         raise DataFailed(error.message, hint) from None
 
 
+def alone(write: Callable[[], object]) -> None:
+    """Write a folder of the cache; while another process of the run writes it, wait for that one."""
+    while True:
+        try:
+            write()
+            return
+        except Locked:
+            time.sleep(1)
+
+
 def cache_folder() -> Path:
-    """Where formatted shards are kept: TRAINGLUE_CACHE, or trainglue in the user's cache."""
-    named = os.environ.get("TRAINGLUE_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "trainglue" / "formatted"
+    """Where formatted shards are kept: TRAINGLUE_CACHE, or trainglue in the user's cache; made if need be."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainglue" / "formatted"
+    folder = Path(os.environ.get("TRAINGLUE_CACHE") or base)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 # ---------------------------------------------------------------- rows

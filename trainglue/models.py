@@ -26,11 +26,11 @@ from jinja2 import TemplateError
 
 from datakit.errors import DatakitError, UsageError
 from datakit.terminal import first_line
+from datakit.tokens.compare import mismatch
 from datakit.tokens.load import Tokenizer
 from datakit.tokens.load import load as read_tokenizer
 from trainglue import memory
 from trainglue.config import check_names
-from trainglue.data import difference
 from trainglue.methods import Method
 
 LORA: Final[Mapping[str, Any]] = {
@@ -457,7 +457,7 @@ def check_tokenizer(tokenizer: Tokenizer, model: Any) -> list[str]:
         own = read_tokenizer(name)
     except DatakitError:
         return []
-    found = difference(tokenizer, own)
+    found = mismatch(tokenizer, own)
     if found is None:
         return []
     if found.moved and isinstance(model, str | os.PathLike):

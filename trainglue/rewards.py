@@ -20,13 +20,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from functools import partial
+from itertools import product
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from datakit.errors import DatakitError, UsageError
 from datakit.terminal import plural
 from trainglue import memory
+
+if TYPE_CHECKING:
+    from trainglue.data import Rows
 
 Completion = str | Sequence[Mapping[str, Any]]
 Reward = Callable[..., Sequence[float | None]]
@@ -36,6 +40,14 @@ BOXED: Final = "\\boxed{"
 
 GROUPED: Final = re.compile(r"\s*[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\s*")
 """A number with commas between thousands; any other comma is no part of a number."""
+
+SCORED: Final = {"prompt", "completion", "completion_ids"}
+"""Columns that TRL does not pass to a reward function."""
+
+PASSED: Final = frozenset(
+    ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+)
+"""What TRL passes to a reward function beside the columns."""
 
 LONG: Final = 512
 
@@ -71,6 +83,45 @@ def find(reward: str | Reward) -> Reward:
     except AttributeError:
         raise UsageError(f"reward {reward}: {module_name} has no {name}", DOTTED) from None
     return _callable(found, reward)
+
+
+def several(reward: str | Reward | Sequence[str | Reward] | None) -> list[Reward]:
+    """The reward functions of a run; a module of the user's is imported after the engine.
+
+    Raises:
+        UsageError: there is none, or as `find`.
+    """
+    if reward is None:
+        raise UsageError("GRPO needs a reward function", "`trainglue rewards` lists those that are ready.")
+    return [find(one) for one in ([reward] if isinstance(reward, str) or callable(reward) else reward)]
+
+
+def check_prompts(rewards: Sequence[Any], template: str | None, *given: Rows | None) -> None:
+    """Refuse prompts that would fail at the first step of GRPO: without a template, or a column that a reward needs.
+
+    Raises:
+        UsageError: with the function, the column, and those that there are.
+    """
+    if rewards and template is None and any(rows and not isinstance(rows.first["prompt"], str) for rows in given):
+        raise UsageError(
+            "the prompts are messages, and the tokenizer has no chat template", "Give one with --chat-template FILE."
+        )
+    for rows, reward in product(filter(None, given), rewards):
+        there = [name for name in rows.dataset.column_names or () if name not in SCORED]
+        if reward is exact_match:
+            reward([], **{name: [] for name in there})  # of no rows, so that it looks at their columns only
+        if missing := [name for name in _needed(reward) if name not in there]:
+            raise UsageError(
+                f"reward {name_of(reward)} needs the column {missing[0]}; the rows have {', '.join(there)}",
+                "Name it so in the source, or give the parameter a default.",
+            )
+
+
+def _needed(reward: Any) -> list[str]:
+    """The columns that a function cannot do without; a reward model has none."""
+    parameters = [] if hasattr(reward, "forward") else inspect.signature(reward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in named and p.default is p.empty and p.name not in PASSED]
 
 
 def listing() -> dict[str, str]:

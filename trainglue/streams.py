@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import datakit
-from datakit.errors import Locked, UsageError
+from datakit.errors import UsageError
 from datakit.mixing import recipe as recipes
 from datakit.shards import Shards
 from trainglue import data
@@ -52,13 +51,8 @@ def written(recipe: Recipe) -> Path:
     """
     path = Path(recipe).resolve()
     folder = data.cache_folder() / f"mix-{sha256(str(path).encode()).hexdigest()[:32]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            datakit.mix(recipe, folder, overwrite=True).raise_for_status()
-            return folder
-        except Locked:  # another process of this run writes it
-            time.sleep(1)
+    data.alone(lambda: datakit.mix(recipe, folder, overwrite=True).raise_for_status())
+    return folder
 
 
 # ---------------------------------------------------------------- streamed

@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from datakit.tokens.load import Tokenizer
 from datakit.tokens.load import load as read_tokenizer
 from trainglue import config as words
 from trainglue import data as sources
-from trainglue import engines, hooks, memory, models, options, runs, streams
+from trainglue import engines, hooks, memory, models, options, rewards, runs, streams
 from trainglue.data import Rows
 from trainglue.methods import Method, method_named, resolve
 from trainglue.models import Loaded
@@ -42,14 +42,6 @@ ALONE: Final = {
     "format": "The sources of a stream are formatted already: give it to `datakit format`.",
 }
 """What does nothing for a stream, and what to do instead."""
-
-SCORED: Final = {"prompt", "completion", "completion_ids"}
-"""Columns that TRL does not pass to a reward function."""
-
-PASSED: Final = frozenset(
-    ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
-)
-"""What TRL passes to a reward function beside the columns."""
 
 SCALAR: Final = (str, int, float)
 
@@ -127,7 +119,7 @@ def trainer(
     folder, trained = _opened(data, kind, split, streaming)
     held = _evaluation_shards(kind, folder, eval_data, eval_split)
     form, multiple = _fitted(trained[0], kind, format or {})
-    share = _share(eval_share, kind, form, held, streaming, settings)
+    share, preset = defaults(kind, told, settings, form)
     vocabulary, differences = _tokenizer(tokenizer, model, ref_model)
     template = models.template_text(chat_template, vocabulary.chat_template)
     for own in (*trained, *([held] if held else [])):
@@ -142,18 +134,14 @@ def trainer(
     run.say(why, *differences)
     models.check_lora(lora)
     _check_prompt_length(kind, chosen, max_length)
-    scoring = _rewards(reward) if kind.name == "grpo" else []
+    scoring = rewards.several(reward) if kind.name == "grpo" else []
     trainer_class, config_class = resolve(method)
     of_trainer, of_config = _divided(trainer_class, config_class, settings)
     model_options = of_config.pop("model_init_kwargs", None) or {}
     device = models.device_type(bool(of_config.get("use_cpu")))
     asked = _precision(precision, fp8, device)
-    adapted = bool(lora or models.adapter_of(model))
-    defaults = {
-        **default_options(method, data, adapted, bool(share or held), early_stopping, of_config),
-        **decided(kind, run.folder, form, multiple, asked, device),
-    }
-    arguments, notes = options.settings(config_class, kind, of_config, defaults)
+    whole = {**preset, **decided(kind, run.folder, form, multiple, asked, device)}
+    arguments, notes = options.settings(config_class, kind, of_config, whole)
     run.say(*notes)
     _check_services(arguments, device)
     config = _built(config_class, arguments)
@@ -168,7 +156,7 @@ def trainer(
         rows, position = rows_of(trained[0]), None
     rows, evaluation = _held_out(rows, share, run) if share else (rows, rows_of(held) if held else None)
     sources.check_rows(rows)
-    _check_prompts(scoring, template, rows, evaluation)
+    rewards.check_prompts(scoring, template, rows, evaluation)
     _settle_evaluation(config, evaluation, early_stopping)
     longest = _settle_length(config, kind, [*rows.lengths, *(evaluation.lengths if evaluation else ())], max_length)
 
@@ -195,7 +183,11 @@ def trainer(
     conversion = _converted(loaded.model, asked, config)
     run.say(f"precision {conversion.describe()}, on {device}")
 
-    parts = {"peft_config": loaded.peft_config, "ref_model": loaded.reference, "reward_funcs": _checked(scoring)}
+    parts = {
+        "peft_config": loaded.peft_config,
+        "ref_model": loaded.reference,
+        "reward_funcs": [rewards.checked(one) for one in scoring] or None,
+    }
     of_trainer |= {name: part for name, part in parts.items() if part is not None}
     meant = {name: getattr(config, name) for name in arguments}
     made = _built(
@@ -212,7 +204,7 @@ def trainer(
     _account(made, rows, evaluation, kind)
     run.say(*_changed(made, made.args, meant))
     made.resume, made.streamed = os.fspath(run.checkpoint() or "") or None, streaming
-    _advise(made, rows, evaluation, adapted, asked)
+    _advise(made, rows, evaluation, asked)
     known = {
         **runs.facts(made, kind, os.fspath(data), rows, evaluation),
         "engine": chosen,
@@ -262,43 +254,57 @@ def _check_amount(settings: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------- what a run has by default
 
 
-def default_share(method: str, form: str, streaming: bool, held: bool, settings: Mapping[str, Any]) -> float:
-    """The share of rows that is held out where nothing is said of it.
+def defaults(
+    method: Method, told: Mapping[str, Any], settings: Mapping[str, Any], form: str
+) -> tuple[float, dict[str, Any]]:
+    """What a run has where nothing is said of it: the share of rows that is held out, and options of the config.
 
     Args:
         method: none is held out for GRPO.
-        form: of the rows; packed ones have no ids to divide them by.
-        streaming: a stream is not divided.
-        held: there are other rows to evaluate on.
-        settings: of the config; without evaluation nothing is held out.
+        told: arguments of `trainer`, as far as they are known.
+        settings: options of the config, as given.
+        form: of the rows that the trainer gets; packed ones have no ids to divide them by.
+
+    Raises:
+        UsageError: a share is asked for, and there is nothing to take it of, or no need.
     """
-    never = "no" in (settings.get("eval_strategy"), settings.get("evaluation_strategy"))
-    return 0.0 if method == "grpo" or form == "packed" or streaming or held or never else options.HOLD_OUT
-
-
-def default_options(
-    method: str, data: Folder, lora: bool, evaluates: bool, early_stopping: int | None, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The options of the config where nothing is said of them: the presets, and what follows from the run.
-
-    Args:
-        method: as in `METHODS`.
-        data: a recipe says how often its rows come, so it is trained on once.
-        lora: adapters are trained.
-        evaluates: there are rows to evaluate on.
-        early_stopping: needs a checkpoint for every evaluation, and the best of them at the end.
-        settings: of the config, as given.
-    """
-    made = options.presets(method, lora=lora, evaluates=evaluates)
-    if streams.is_recipe(data):
-        made["num_train_epochs"] = 1
-    if early_stopping is not None and evaluates:
+    held = any(told.get(name) is not None for name in ("eval_data", "eval_split"))
+    share, streaming, patience = told.get("eval_share"), told.get("streaming"), told.get("early_stopping")
+    if share and streaming:
+        raise UsageError("eval_share and a stream exclude each other", "Give eval_data, or leave out streaming.")
+    if share and held:
+        raise UsageError("eval_share and other rows to evaluate on exclude each other", "Leave out one of them.")
+    if share is None:
+        never = "no" in (settings.get("eval_strategy"), settings.get("evaluation_strategy"))
+        none = method.name == "grpo" or form == "packed" or streaming or held or never
+        share = 0.0 if none else options.HOLD_OUT
+    lora = bool(told.get("lora") or models.adapter_of(told.get("model")))
+    made = options.presets(method.name, lora=lora, evaluates=bool(share or held))
+    if streams.is_recipe(told.get("data") or ""):
+        made["num_train_epochs"] = 1  # it says itself how often its rows come
+    if patience is not None and (share or held):  # a checkpoint for every evaluation, and the best of them at the end
         made |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
         made["restore_callback_states_from_checkpoint"] = True  # the evaluations that were not better so far
         for one, other in (("eval_steps", "save_steps"), ("eval_strategy", "save_strategy")):
             given = settings.get(one, settings.get(other))
             made |= {one: given, other: given} if given is not None else {}
-    return made
+    return share, made
+
+
+def checked(
+    config_class: type[Any], method: Method, settings: Mapping[str, Any], preset: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of a run, after a config was built of them and thrown away; the machine may be another one.
+
+    Raises:
+        UsageError: as `trainer`.
+    """
+    _check_amount(settings)
+    given = {name: value for name, value in settings.items() if name != "model_init_kwargs"}
+    whole = {**preset, **decided(method, "unused", "", None, "fp32", "cpu")}
+    arguments, _ = options.settings(config_class, method, given, whole)
+    _built(config_class, arguments)
+    return arguments
 
 
 # ---------------------------------------------------------------- data
@@ -324,43 +330,12 @@ def _evaluation_shards(method: Method, data: Folder, eval_data: Folder | None, e
     return shards
 
 
-def check_options(
-    config_class: type[Any], method: Method, settings: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> None:
-    """Build the config of a run and throw it away, so that what it refuses is told; the machine may be another one.
-
-    Raises:
-        UsageError: as `trainer`.
-    """
-    _check_amount(settings)
-    given = {name: value for name, value in settings.items() if name != "model_init_kwargs"}
-    whole = {**defaults, **decided(method, "unused", "", None, "fp32", "cpu")}
-    _built(config_class, options.settings(config_class, method, given, whole)[0])
-
-
 def _fitted(shards: Shards, method: Method, preparing: Mapping[str, Any]) -> tuple[str, int | None]:
     """The form of the rows that the trainer is going to get, and the multiple that they are padded to."""
     form = str(shards.manifest["form"])
     if not sources.is_formatted(shards, method):
         return "packed" if preparing.get("pack") else form, preparing.get("pad_multiple")
     return form, (shards.manifest["plan"].get("prepared") or {}).get("pad_multiple")
-
-
-def _share(
-    given: float | None,
-    method: Method,
-    form: str,
-    held: Shards | None,
-    streaming: bool,
-    settings: Mapping[str, Any],
-) -> float:
-    if given is None:
-        return default_share(method.name, form, streaming, held is not None, settings)
-    if given and streaming:
-        raise UsageError("eval_share and a stream exclude each other", "Give eval_data, or leave out streaming.")
-    if given and held is not None:
-        raise UsageError("eval_share and other rows to evaluate on exclude each other", "Leave out one of them.")
-    return given
 
 
 def _tokenizer(tokenizer: Folder | None, model: Any, ref_model: Any) -> tuple[Tokenizer, list[str]]:
@@ -402,8 +377,9 @@ def _held_out(rows: Rows, share: float, run: Run) -> tuple[Rows, Rows | None]:
     return rows, evaluation
 
 
-def _advise(made: Any, rows: Rows, evaluation: Rows | None, adapted: bool, precision: Any) -> None:
+def _advise(made: Any, rows: Rows, evaluation: Rows | None, precision: Any) -> None:
     """What the trainer is to say where memory ends."""
+    adapted = hasattr(made.model, "peft_config")
     least = 2 if getattr(made, "calculate_KL", False) else 1  # KTO compares with the neighbour in a batch
     made.advice = lambda: memory.for_training(rows.lengths, made.args, least=least, lora=adapted, precision=precision)
     made.advice_to_evaluate = lambda: memory.for_evaluation(evaluation.lengths if evaluation else {}, made.args)
@@ -592,54 +568,6 @@ def _check_prompt_length(method: Method, engine: str, max_length: int | None) ->
         raise UsageError(
             "max_length: TRL cuts no prompt of GRPO", "Leave it out; max_completion_length limits answers."
         )
-
-
-def _rewards(reward: Reward | Sequence[Reward] | None) -> list[Any]:
-    """The functions of GRPO; a module of the user's is imported after the engine."""
-    from trainglue import rewards
-
-    if reward is None:
-        raise UsageError("GRPO needs a reward function", "`trainglue rewards` lists those that are ready.")
-    named = [reward] if isinstance(reward, str) or callable(reward) else reward
-    return [rewards.find(one) for one in named]
-
-
-def _checked(scoring: Sequence[Any]) -> list[Any] | None:
-    """The same, each saying where it fails."""
-    from trainglue import rewards
-
-    return [rewards.checked(one) for one in scoring] or None
-
-
-def _check_prompts(scoring: Sequence[Any], template: str | None, *given: Rows | None) -> None:
-    """Refuse prompts that would fail at the first step of GRPO: without a template, or a column that a reward needs.
-
-    Raises:
-        UsageError: with the function, the column, and those that there are.
-    """
-    from trainglue import rewards
-
-    if scoring and template is None and any(rows and not isinstance(rows.first["prompt"], str) for rows in given):
-        raise UsageError(
-            "the prompts are messages, and the tokenizer has no chat template", "Give one with --chat-template FILE."
-        )
-
-    for rows, reward in product(filter(None, given), scoring):
-        there = [name for name in rows.dataset.column_names or () if name not in SCORED]
-        if reward is rewards.exact_match:
-            reward([], **{name: [] for name in there})  # of no rows, so that it looks at their columns only
-        if missing := [name for name in _needed(reward) if name not in there]:
-            raise UsageError(
-                f"reward {rewards.name_of(reward)} needs the column {missing[0]}; the rows have {', '.join(there)}",
-                "Name it so in the source, or give the parameter a default.",
-            )
-
-
-def _needed(reward: Any) -> list[str]:
-    """The columns that a function cannot do without; a reward model has none."""
-    parameters = [] if hasattr(reward, "forward") else inspect.signature(reward).parameters.values()
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in parameters if p.kind in named and p.default is p.empty and p.name not in PASSED]
 
 
 def _attach(
