@@ -75,8 +75,22 @@ DEFAULT: Final[Mapping[str, str]] = {
 """The method that is meant where only the kind of the rows is known."""
 
 
-def method_for(kind: str, name: str | None) -> Method:
-    """The method for rows of a kind.
+CONVERSIONS: Final[Mapping[tuple[str, str], str]] = {
+    ("preference", "kto"): "datakit unpair {} -o NEW",
+    ("preference", "sft"): "datakit convert {} -o NEW --to sft",
+    ("preference", "prompt"): "datakit convert {} -o NEW --to prompt",
+    ("kto", "preference"): "datakit pair {} -o NEW",
+}
+"""What makes rows of another kind of a shard folder."""
+
+
+def conversion(kind: str, wanted: str, folder: str) -> str:
+    """The command that makes rows of one kind of a folder with another; empty where there is none."""
+    return CONVERSIONS.get((kind, wanted), "").format(folder)
+
+
+def method_for(kind: str, name: str | None, folder: str) -> Method:
+    """The method for the rows of a kind in a folder.
 
     Raises:
         UsageError: the method is unknown, or takes other rows; with what would fit.
@@ -91,6 +105,8 @@ def method_for(kind: str, name: str | None) -> Method:
     if kind not in method.kinds:
         fitting = [other.name for other in METHODS.values() if kind in other.kinds]
         hint = f"{kind} rows fit --for {', '.join(fitting)}." if fitting else _way_out(kind)
+        if command := conversion(kind, method.kinds[0], folder):
+            hint = f"{command} makes {method.kinds[0]} rows. {hint}"
         raise UsageError(f"--for {name} takes {' or '.join(method.kinds)} rows; these are {kind}", hint)
     return method
 

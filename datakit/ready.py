@@ -7,6 +7,7 @@ Nothing of the tokenizer or the template runs in this process. A worker is asked
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -179,7 +180,7 @@ def make(request: FormatRequest, pool: Pool, encode: bool = True) -> FormatPlan:
     """
     splits, found, manifest = _open(request.inputs)
     source = layout(manifest["kind"], manifest["form"], manifest["conversational"])
-    method = method_for(source.kind, request.method)
+    method = method_for(source.kind, request.method, shlex.quote(found[0].path))
     _check_policy(request, method)
     names = [column["name"] for column in manifest["columns"]]
     optional = [name for name in names if name in ("tools", "chat_template_kwargs", "images")]

@@ -560,6 +560,7 @@ def test_a_base_tokenizer_is_refused_with_the_way_out(run, tmp_path):
     [
         (chats(("a", "b")), {"method": "dpo"}, "takes preference rows; these are sft"),
         ([PAIR], {"method": "sft"}, "takes sft or trajectory rows; these are preference"),
+        ([PAIR], {"method": "bco"}, "takes kto rows; these are preference"),
         (chats(("a", "b")), {"method": "ppo"}, "--for ppo"),
         ([{**chats(("a", "b"))[0], "images": ["cat.png"]}], {}, "images"),
         ([PAIR], {"train_on": "last"}, "--train-on last and --for dpo"),
@@ -574,6 +575,13 @@ def test_refusals(rows, options, message, run):
     with pytest.raises(UsageError, match=message) as caught:
         run(rows, **options)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(("method", "command"), [("sft", "datakit convert"), ("kto", "datakit unpair")])
+def test_rows_of_another_kind_are_refused_with_the_command_that_makes_them(method, command, run):
+    with pytest.raises(UsageError) as caught:
+        run([PAIR], method=method)
+    assert caught.value.hint.startswith(command)
 
 
 def test_a_pinned_clock(run):

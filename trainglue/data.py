@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import datakit
 from datakit.errors import DataFailed, DatakitError, Locked, UnreadableInput, UsageError
 from datakit.methods import METHODS as FORMATTED
+from datakit.methods import conversion
 from datakit.output import manifest as manifests
 from datakit.shards import Shards
 from datakit.terminal import plural, safe
@@ -44,14 +45,6 @@ TOO_LONG: Final = "DK702"
 
 RENDERED: Final = {"preference": "preference", "reward": "preference", "kto": "kto"}
 """Forms of token ids to the kind of rows that they were made of; the others were sft rows."""
-
-CONVERSIONS: Final = {
-    ("preference", "kto"): "datakit unpair {} -o NEW",
-    ("preference", "sft"): "datakit convert {} -o NEW --to sft",
-    ("preference", "prompt"): "datakit convert {} -o NEW --to prompt",
-    ("kto", "preference"): "datakit pair {} -o NEW",
-}
-"""What makes rows of another kind of a shard folder."""
 
 Folder = str | os.PathLike[str]
 
@@ -203,9 +196,9 @@ def _to_kind(shards: Shards, method: Method) -> str:
     again = f"datakit format {path} -o NEW --for {method.format_for} --tokenizer MODEL"
     if held in wanted:
         return f"{again}."
-    if (held, wanted[0]) not in CONVERSIONS:
+    command = conversion(held, wanted[0], path)
+    if not command:
         return f"No conversion makes {wanted[0]} rows of {held} rows."
-    command = CONVERSIONS[held, wanted[0]].format(path)
     return f"{command}, then format it with --for {method.format_for}." if ids and method.format_for else f"{command}."
 
 
