@@ -106,7 +106,7 @@ def method_for(kind: str, name: str | None, folder: str) -> Method:
         fitting = [other.name for other in METHODS.values() if kind in other.kinds]
         hint = f"{kind} rows fit --for {', '.join(fitting)}." if fitting else _way_out(kind)
         if command := conversion(kind, method.kinds[0], folder):
-            hint = f"{command} makes {method.kinds[0]} rows. {hint}"
+            hint = f"{command} makes {method.kinds[0]} rows of them. {hint}"
         raise UsageError(f"--for {name} takes {' or '.join(method.kinds)} rows; these are {kind}", hint)
     return method
 

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 import datasets
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -292,6 +292,20 @@ def test_a_run_over_an_adapter_is_resumed_with_its_reference(tiny, adapted, tmp_
     resumed.train()
     assert losses(resumed) == pytest.approx(losses(whole))
     assert same(adapters(resumed.model, "ref"), load_file(adapted / "adapter_model.safetensors"))
+
+
+def test_a_run_does_not_go_on_from_another_adapter(tiny, adapted, tmp_path):
+    def run(model, **options):
+        given = {**STEPS, "save_strategy": "steps", "save_steps": 1, "max_steps": 2, "eval_share": 0, **options}
+        return trainer("sft", model=model, data=tiny.formatted("sft"), output_dir=tmp_path / "run", **given)
+
+    run(adapted, max_steps=1).train()
+    other = shutil.copytree(adapted, tmp_path / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    save_file({key: weight + 1 for key, weight in weights.items()}, other / "adapter_model.safetensors")
+    with pytest.raises(UsageError, match="model"):
+        run(other, resume=True)
+    run(adapted, resume=True).train()
 
 
 def test_adapters_have_their_learning_rate_and_their_precisions(tiny, adapted, tmp_path):

@@ -58,7 +58,7 @@ class Field:
 
 
 FIELDS: Final = (
-    Field("model", "A folder, or a name on the Hub.", metavar="PATH|NAME"),
+    Field("model", "A folder, or a name on the Hub; an adapter in it is trained on.", metavar="PATH|NAME"),
     Field("data", "A shard folder, formatted or not; or the recipe of a mix.", metavar="DIR|MIX.TOML"),
     Field("output_dir", "The run folder: checkpoints, the trained model, run.json.", metavar="DIR"),
     Field("split", "The split of --data to train on; by default train, or the only one.", metavar="NAME"),
@@ -89,7 +89,7 @@ FIELDS: Final = (
     Field("fp8", "Settings of FP8: backend, recipe, emulate.", "fields", metavar="NAME=VALUE"),
     Field(
         "lora",
-        "Train adapters of this rank, or with these fields of LoraConfig.",
+        "Train new adapters of this rank, or with these fields of LoraConfig; by default all weights.",
         "fields",
         metavar="R|NAME=VALUE",
         least=1,

@@ -23,6 +23,8 @@ OLDEST: Final = "1.9"
 
 UPGRADE: Final = "pip install 'trl>=1.9,!=1.15.0,<1.17'"
 
+DOCTOR: Final = "`trainglue doctor` says which versions work together."
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -38,6 +40,7 @@ class Method:
         head: what the model ends in: a language model, one score, or a label for every token.
         reference: whether the loss compares with a frozen copy of the model.
         format_for: the word of `datakit format --for`; empty where the trainer reads text.
+        until: the first TRL without it.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Method:
     head: Head = "causal"
     reference: bool = False
     format_for: str = ""
+    until: str = ""
 
 
 _SFT: Final = ("sft", "tokenized:tokens", "tokenized:sft", "tokenized:packed")
@@ -67,7 +71,9 @@ METHODS: Final[Mapping[str, Method]] = {
         Method("kto", _ANSWERS, "KTO", "neighbours", reference=True, format_for="kto"),
         Method("bco", _ANSWERS, "BCO", "prepare", reference=True, format_for="bco"),
         Method("grpo", ("prompt",), "GRPO", "none"),
-        Method("prm", _STEPS, "PRM", "step_rows", "trl.experimental.prm", head="step", format_for="stepwise"),
+        Method(
+            "prm", _STEPS, "PRM", "step_rows", "trl.experimental.prm", head="step", format_for="stepwise", until="1.14"
+        ),
     )
 }
 
@@ -93,7 +99,7 @@ def resolve(name: str) -> tuple[type[Any], type[Any]]:
         UsageError: TRL is missing, too old, or has no such trainer.
     """
     method = method_named(name)
-    installed = _installed()
+    installed = check_installed(method)
     if name == "bco":
         from trainglue import bco
 
@@ -103,12 +109,7 @@ def resolve(name: str) -> tuple[type[Any], type[Any]]:
     except ModuleNotFoundError as error:
         if error.name and not method.home.startswith(error.name):
             raise
-        raise UsageError(
-            f"TRL {installed} has no {method.trainer}Trainer",
-            "Some trainers were removed in TRL 1.14: pip install 'trl>=1.9,<1.14'."
-            if name == "prm"
-            else "`trainglue doctor` says which versions work together.",
-        ) from None
+        raise UsageError(f"TRL {installed} has no {method.trainer}Trainer", DOCTOR) from None
     return _class(module, f"{method.trainer}Trainer", installed), _class(module, f"{method.trainer}Config", installed)
 
 
@@ -120,17 +121,15 @@ def _class(module: Any, name: str, installed: str) -> Any:
         cause = error.__cause__ or error
         raise UsageError(
             f"TRL {installed} cannot import {name}: {next(iter(str(cause).splitlines()), '')}",
-            f"pip install {cause.name}"
-            if isinstance(cause, ModuleNotFoundError) and cause.name
-            else "`trainglue doctor` says which versions work together.",
+            f"pip install {cause.name}" if isinstance(cause, ModuleNotFoundError) and cause.name else DOCTOR,
         ) from error
 
 
-def _installed() -> str:
-    """The version of TRL.
+def check_installed(method: Method) -> str:
+    """The version of TRL, which is not imported for this.
 
     Raises:
-        UsageError: there is none, or it is too old.
+        UsageError: there is none, it is too old, or it has this trainer no more.
     """
     from packaging.version import Version
 
@@ -140,4 +139,8 @@ def _installed() -> str:
         raise UsageError("TRL is not installed", "pip install 'datakit-trainglue[train]'") from None
     if Version(installed) < Version(OLDEST):
         raise UsageError(f"TRL {installed} is too old; {OLDEST} and later are driven", UPGRADE)
+    if method.until and Version(installed) >= Version(method.until):
+        raise UsageError(
+            f"TRL {installed} has no {method.trainer}Trainer any more", f"pip install 'trl>={OLDEST},<{method.until}'"
+        )
     return installed

@@ -483,16 +483,17 @@ def check_vocabulary(loaded: Loaded, tokenizer: Tokenizer) -> None:
             )
 
 
-def fingerprint(model: Any) -> str:
-    """A hash of the names, shapes and first numbers of all weights but adapters: is it the model of another session?
+def fingerprint(model: Any, adapters: bool) -> str:
+    """A hash of the names, shapes and first numbers of all weights: is it the model of another session?
 
-    Numbers are rounded to 16 bits, so that it does not matter in which type the weights were loaded.
+    Adapters count where they were trained before; new ones are drawn by chance. Numbers are rounded to 16 bits, so that
+    it does not matter in which type the weights were loaded.
     """
     import torch
 
     found = sha256()
     for name, weight in model.named_parameters():
-        if "lora_" not in name and not weight.is_meta:
+        if (adapters or "lora_" not in name) and not weight.is_meta:
             head = weight.detach().reshape(-1)[:8].to("cpu", torch.bfloat16).view(torch.int16)
             found.update(f"{name} {tuple(weight.shape)} {head.tolist()}\n".encode())
     return found.hexdigest()

@@ -25,7 +25,7 @@ from trainglue import config as words
 from trainglue import data as sources
 from trainglue import engines, hooks, memory, models, options, rewards, runs, streams
 from trainglue.data import Rows
-from trainglue.methods import Method, method_named, resolve
+from trainglue.methods import Method, check_installed, method_named, resolve
 from trainglue.models import Loaded
 from trainglue.runs import Run
 from trainglue.streams import Position
@@ -114,6 +114,7 @@ def trainer(
     """
     told = {name: value for name, value in locals().items() if name != "settings"}  # before there are other names
     kind = method_named(method)
+    check_installed(kind)
     _check_words(kind, told, settings)
     run = Run(kind, Path(output_dir), resume, overwrite, streams.STATE if streaming else runs.STATE)
     folder, trained = _opened(data, kind, split, streaming)
@@ -179,7 +180,7 @@ def trainer(
     models.check_vocabulary(loaded, vocabulary)
     stop = models.stop_at(loaded.model, models.end_of_turn(processing), processing)
     run.say(*notes, *loaded.notes, *stop)
-    weights = _weights(loaded, ref_model)
+    weights = _weights(loaded, model, ref_model)
     conversion = _converted(loaded.model, asked, config)
     run.say(f"precision {conversion.describe()}, on {device}")
 
@@ -534,10 +535,10 @@ def _built(of: type[Any], arguments: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _weights(loaded: Loaded, ref_model: Any) -> dict[str, str]:
-    """What the model is, and the one that it is compared with where that was named."""
-    reference = {"ref_model": models.fingerprint(loaded.reference)} if ref_model is not None else {}
-    return {"model": models.fingerprint(loaded.model), **reference}
+def _weights(loaded: Loaded, model: Any, ref_model: Any) -> dict[str, str]:
+    """What the model is, with the adapter that goes on, and the one that it is compared with where that was named."""
+    reference = {"ref_model": models.fingerprint(loaded.reference, True)} if ref_model is not None else {}
+    return {"model": models.fingerprint(loaded.model, bool(models.adapter_of(model))), **reference}
 
 
 def _changed(by: Any, config: Any, meant: Mapping[str, Any]) -> list[str]:

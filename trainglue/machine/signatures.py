@@ -76,9 +76,10 @@ def api(method: str, *, engine: Literal["trl", "unsloth"] = "trl") -> Interface:
     with tempfile.TemporaryDirectory() as folder:
         engines.choose(engine, folder)
         trainer, config = resolve(method)
-    ours = {name: where_it_went(name) for name in refused(kind)} | {
-        name: repr(x) for name, x in presets(method).items()
-    }
+    ours = {name: where_it_went(name) for name in refused(kind)}
+    ours |= {name: repr(value) for name, value in presets(method).items()}
+    if kind.format_for:
+        ours["max_length"] = "None, since rows are fitted before; as an argument of trainglue it is what they keep to"
     options = tuple(replace(option, ours=ours.get(option.name, "")) for option in _accepted(config))
     known = {option.name for option in options}
     return Interface(
