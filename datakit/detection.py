@@ -93,21 +93,23 @@ def detect_rows(rows: Sequence[Row], path: str, target: Target | None = None) ->
         if target is not None and rows:
             _refuse_target(detect_rows(rows, path), path, target)
         raise _unknown(rows, path, target, ranked[:1])
-    winner = FORMATS[best]
     rivals = [name for name in ranked[1:] if total[name] >= MARGIN * total[best]]
-    parted = [name for name in rivals if not any(p and q for p, q in zip(scores[best], scores[name], strict=True))]
-    if len(rivals) > len(parted):
-        raise _ambiguous(path, [best, *(name for name in rivals if name not in parted)])
+    equal = [best, *(n for n in rivals if any(p and q for p, q in zip(scores[best], scores[n], strict=True)))]
+    equal = [name for name in equal if target is not None and FORMATS[name].layout.kind == target.kind] or equal
+    if len(equal) > 1:
+        raise _ambiguous(path, equal)
+    best, winner = equal[0], FORMATS[equal[0]]
     explained = sum(p > 0 for p in scores[best])
     _refuse_halves(scores, ranked, winner, explained, path)
     rest = [row for row, p in zip(rows, scores[best], strict=True) if not p]
+    second = next((name for name in ranked if name != best), None)
     return Detection(
         winner,
         total[best],
         len(rows),
         explained,
         _evidence(winner, rows),
-        (ranked[1], round(total[ranked[1]], 3)) if len(ranked) > 1 else None,
+        (second, round(total[second], 3)) if second else None,
         _for_drift(rest, winner, target),
     )
 

@@ -76,6 +76,7 @@ DEFAULT: Final[Mapping[str, str]] = {
 
 
 CONVERSIONS: Final[Mapping[tuple[str, str], str]] = {
+    ("sft", "prompt"): "datakit convert {} -o NEW --to prompt",
     ("preference", "kto"): "datakit unpair {} -o NEW",
     ("preference", "sft"): "datakit convert {} -o NEW --to sft",
     ("preference", "prompt"): "datakit convert {} -o NEW --to prompt",

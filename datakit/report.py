@@ -84,7 +84,7 @@ class Summary:
     first: list[dict[str, Any]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Report:
     """What a verb returns, and what `--json` prints; schema in `schemas/report.json`.
 
@@ -113,6 +113,12 @@ class Report:
     ledger: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str | None] | None = None
+
+    def __repr__(self) -> str:
+        """What became of the rows, in a line; a report holds too much to be printed whole."""
+        said = f"{plural(self.rows_in, 'row')} in, {self.rows_out:,} out, {self.rows_rejected:,} rejected"
+        words = [f"{self.command}: {said}", "FAIL" if self.exit_code else "PASS", self.verdict, self.output or ""]
+        return f"<Report {', '.join(word for word in words if word)}>"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, with the report's version."""

@@ -16,6 +16,7 @@ from datakit.errors import UnreadableInput, UsageError
 from datakit.output import manifest as manifests
 from datakit.reading.columnar import plain_rows
 from datakit.schema import OPTIONAL, Layout, layout
+from datakit.terminal import plural
 
 if TYPE_CHECKING:
     import datasets
@@ -56,6 +57,10 @@ class Shards:
     ) -> None:
         self.manifest, self.paths, self._rows, self.path, self.split = manifest, paths, rows, path, split
         self._held: tuple[tuple[int, tuple[str, ...]], pa.Table] | None = None
+
+    def __repr__(self) -> str:
+        split = f", split {self.split}" if self.split else ""
+        return f"<Shards {self.layout.name}, {plural(len(self), 'row')}{split}, {self.path}>"
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], split: str | None = None) -> Self:

@@ -91,6 +91,13 @@ FOREIGN = {
 def kinds() -> str:
     lines = [NOTE, "# Kinds, forms and columns", ""]
     lines += ["What a shard may hold. `--to` takes the names of the first column.", ""]
+    lines += [
+        "Rows take any form of their kind that holds all of them. Pairs also become sft rows or prompts, and sft rows"
+    ]
+    lines += [
+        "prompts; the answers that are left over are kept in `dk_meta`. `datakit unpair` and `pair` do the rest.",
+        "",
+    ]
     lines += ["| kind and form | texts are | trainer columns | |", "|---|---|---|---|"]
     for layout in LAYOUTS:
         values = "messages" if layout.conversational else "strings"

@@ -254,8 +254,9 @@ GROUPS = [
 ]
 
 
-ONE_WAY = GROUPS[0] | {"prompt:strings", "prompt:messages"}
-"""What pairs become besides: their chosen answers, or their prompts."""
+PROMPTS = {"prompt:strings", "prompt:messages"}
+ONE_WAY = [(GROUPS[2], GROUPS[0] | PROMPTS), (GROUPS[0], PROMPTS)]
+"""What pairs become besides, their chosen answers or their prompts; and conversations, their prompts."""
 
 
 def test_reaches() -> None:
@@ -268,7 +269,7 @@ def test_reaches() -> None:
     for source in LAYOUTS:
         found = {name(target) for target in LAYOUTS if reaches(source, target)}
         group = next(group for group in GROUPS if name(source) in group)
-        assert found == group | (ONE_WAY if group & {"preference:strings"} else set())
+        assert found == group.union(*(more for begun, more in ONE_WAY if group is begun))
 
 
 @pytest.mark.parametrize("source", LAYOUTS, ids=lambda x: x.name)
@@ -320,6 +321,27 @@ def test_to_names_no_layout(tmp_path: Path, to: str) -> None:
     assert to.split(":")[0] in caught.value.message
     assert caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+def test_conversations_become_prompts_and_keep_their_answers_aside(tmp_path: Path) -> None:
+    """GRPO asks again what supervised rows have an answer for."""
+    rows = [chat("s u a u a:2"), chat("u a"), chat("s u")]
+    raw = write(tmp_path / "rows.jsonl", *({"messages": row} for row in rows))
+    assert datakit.convert(raw, tmp_path / "prompts", to="prompt", workers=1).exit_code == 0
+    made = list(datakit.load(tmp_path / "prompts").rows(all=True))
+    assert [row["prompt"] for row in made] == [chat("s u a u"), chat("u"), chat("s u")]
+    answers = [(row["dk_meta"] or {}).get("completion") for row in made]
+    assert answers == [chat("a:2"), chat("a"), None]
+    # the same from shards, and from texts
+    few = {"on_bad_row": "quarantine", "max_bad": "1 row"}
+    assert datakit.convert(raw, tmp_path / "sft", to="sft", workers=1, **few).exit_code == 0  # type: ignore[arg-type]
+    assert datakit.convert(tmp_path / "sft", tmp_path / "again", to="prompt", workers=1).exit_code == 0
+    assert [row["prompt"] for row in datakit.load(tmp_path / "again")] == [chat("s u a u"), chat("u")]
+    texts = write(tmp_path / "texts.jsonl", {"prompt": "q", "completion": "a"})
+    assert datakit.convert(texts, tmp_path / "texts", to="prompt:strings", workers=1).exit_code == 0
+    assert repr(datakit.load(tmp_path / "texts")) == f"<Shards prompt:strings, 1 row, {tmp_path / 'texts'}>"
+    [row] = datakit.load(tmp_path / "texts").rows(all=True)
+    assert (row["prompt"], row["dk_meta"]["completion"]) == ("q", "a")
 
 
 def test_to_another_kind_is_refused(tmp_path: Path) -> None:

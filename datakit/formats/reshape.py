@@ -4,6 +4,7 @@ strings      <-> messages             one user text, one assistant text
 sft:messages <-> prompt_completion    cut before the last answer
 preference:  messages <-> implicit    the shared turns are the prompt
 preference    -> sft, prompt          the chosen answer, or none; the others go into dk_meta
+sft           -> prompt               cut before the last answer, which goes into dk_meta
 """
 
 from __future__ import annotations
@@ -35,8 +36,12 @@ _BETWEEN: Final = {
 }
 
 
-_UNUSED: Final = {("preference", "sft"): ("rejected",), ("preference", "prompt"): ("chosen", "rejected")}
-"""Columns of one kind that another has no place for."""
+_UNUSED: Final = {
+    ("preference", "sft"): ("rejected",),
+    ("preference", "prompt"): ("chosen", "rejected"),
+    ("sft", "prompt"): ("completion",),
+}
+"""Columns of one kind, with its prompt apart, that another has no place for."""
 
 
 def reaches(source: Layout, target: Layout) -> bool:
@@ -44,21 +49,38 @@ def reaches(source: Layout, target: Layout) -> bool:
     if source == target:
         return True
     if (source.kind, target.kind) in _UNUSED and target.form != "text":
-        return reaches(source, _explicit(target))
+        return reaches(source, _explicit(source, target))
     if source.kind != target.kind or target.form not in _BETWEEN.get((source.kind, source.form), ()):
         return False
     # a whole text has no turns to split at, and joining texts into one would invent a separator
     return not any(x.form == "implicit" and not x.conversational for x in (source, target))
 
 
-def _explicit(target: Layout) -> Layout:
-    """Pairs with a prompt of their own, as messages or strings like the target."""
+def _explicit(source: Layout, target: Layout) -> Layout:
+    """The kind of the source with a prompt of its own, as messages or strings like the target."""
+    if source.kind == "sft":
+        return layout("sft", "prompt_completion", target.conversational)
     return layout("preference", "messages" if target.conversational else "strings")
 
 
 def unused(record: Record, source: Layout, target: Layout) -> Record:
-    """The columns of a row that the target has no place for."""
-    return {name: record[name] for name in _UNUSED.get((source.kind, target.kind), ())}
+    """The columns of a row that the target has no place for.
+
+    Raises:
+        BadRow: as `reshape`.
+    """
+    names = _UNUSED.get((source.kind, target.kind), ())
+    if names and _waits(record):
+        return {}
+    if not all(name in record for name in names):
+        record = reshape(record, source, _explicit(source, target))
+    return {name: record[name] for name in names}
+
+
+def _waits(record: Record) -> bool:
+    """Whether a conversation ends before its answer, and so is a prompt already."""
+    messages = record.get("messages") or ()
+    return bool(messages and messages[-1]["role"] != "assistant")
 
 
 def reshape(record: Record, source: Layout, target: Layout) -> Record:
@@ -72,8 +94,11 @@ def reshape(record: Record, source: Layout, target: Layout) -> Record:
         return record
     if not reaches(source, target):
         raise UsageError(f"{source.name} cannot become {target.name} without loss")
+    if (source.kind, target.kind) == ("sft", "prompt") and _waits(record):
+        prompt = {"prompt" if name == "messages" else name: value for name, value in record.items()}
+        return reshape(prompt, layout("prompt", "messages"), target)
     if (source.kind, target.kind) in _UNUSED:
-        return _without_pair(reshape(record, source, _explicit(target)), target)
+        return _without_answers(reshape(record, source, _explicit(source, target)), target)
     extra = {k: v for k, v in record.items() if k not in {c.name for c in source.columns}}
     columns = {c.name: record[c.name] for c in source.columns}
     if not source.conversational and target.conversational:
@@ -85,9 +110,9 @@ def reshape(record: Record, source: Layout, target: Layout) -> Record:
     return columns | extra
 
 
-def _without_pair(record: Record, target: Layout) -> Record:
-    """The prompt of a pair, or the prompt with the chosen answer."""
-    extra = {k: v for k, v in record.items() if k not in ("prompt", "chosen", "rejected")}
+def _without_answers(record: Record, target: Layout) -> Record:
+    """The prompt of a row, or of a pair the prompt with the chosen answer."""
+    extra = {k: v for k, v in record.items() if k not in ("prompt", "completion", "chosen", "rejected")}
     if target.kind == "prompt":
         return {"prompt": record["prompt"]} | extra
     if target.form == "messages":
