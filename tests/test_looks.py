@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from datakit.templates.environment import Environment
-from datakit.templates.looks import looked_for
+from datakit.templates.environment import Environment, Refused
+from datakit.templates.looks import Wanted, looked_for
+from datakit.templates.spans import Unproven
+from datakit.templates.template import Template
+from tests.conversations import SPECIAL, installed
 
 
 def constants(source: str) -> Any:
-    return looked_for(Environment().parse(source))
+    wanted = looked_for(Environment().parse(source))
+    return None if wanted is None else wanted.constants
 
 
 def loop(body: str) -> str:
@@ -58,9 +65,6 @@ def test_constants(body, expected):
     "body",
     [
         "{% if m.content | length > 100 %}!{% endif %}",
-        "{% if m.content == messages[0].content %}!{% endif %}",
-        "{% if m.content == m.name %}!{% endif %}",
-        "{% if m == messages[0] %}!{% endif %}",
         "{% if m in messages[:1] %}!{% endif %}",
         "{% if m.content[0] == 'x' %}!{% endif %}",
         "{{ m.content[3:] }}",
@@ -71,7 +75,6 @@ def test_constants(body, expected):
         "{% if m.content is in('stop halt') %}!{% endif %}",
         "{% if m.content in 'stop halt' %}!{% endif %}",
         "{% if m.content > 'm' %}!{% endif %}",
-        "{% if ('!' ~ m.content) == '!stop' %}!{% endif %}",
         "{% if 'x stop'.endswith(m.content) %}!{% endif %}",
         "{{ m.content.split(eos_token)[0] }}",
         "{% if m.content.isdigit() %}!{% endif %}",
@@ -83,8 +86,16 @@ def test_constants(body, expected):
         "{% for k, v in m.items() %}{% if v == 'stop' %}!{% endif %}{% endfor %}",
         "{% for k in ['role', 'content'] %}{% if m[k] == 'stop' %}!{% endif %}{% endfor %}",
         "{% if m['con' ~ 'tent'] == 'stop' %}!{% endif %}",
-        "{% set t %}<{{ m.content }}>{% endset %}{% if '<a' in t %}!{% endif %}",
-        "{% macro f(x) %}<{{ x.content }}>{% endmacro %}{% set t = f(m) %}{% if '<a' in t %}!{% endif %}",
+        "{% set t %}<{{ m.content | tojson }}>{% endset %}{% if '<a' in t %}!{% endif %}",
+        "{% set t = '<' ~ m.content %}{% if '<a' in t %}!{% endif %}{{ {'a': m.content} | tojson }}",
+        "{% if ('<' ~ m.content) == ('<' ~ messages[0].content) %}!{% endif %}",
+        "{% if m.content | tojson == messages[0].content %}!{% endif %}",
+        "{% if c is string %}{% else %}{{ m.content[0] }}{% endif %}{% set c = m.content %}",
+        "{% if loop.last %}{% set c = m.content %}{% endif %}{% if c is not string %}{{ m.content[0] }}{% endif %}",
+        "{% set c = m.content %}{% if loop.last %}{% set c = m.x %}{% endif %}"
+        "{% if c is not string %}{{ m.content[0] }}{% endif %}",
+        "{% for x in [] %}{% set c = m.content %}{% else %}{% if c is not string %}{{ m.content[0] }}{% endif %}{% endfor %}",
+        "{% macro f(x) %}{% if x.content is not string %}{{ m.content[0] }}{% endif %}{% endmacro %}{{ f(m) }}{{ f(0) }}",
         "{% with c = m.content %}{% if 'x' in c %}!{% endif %}{% endwith %}",
         "{% if messages | selectattr('content', 'equalto', 'stop') | list %}!{% endif %}",
         "{% if loop.changed(m.content) %}!{% endif %}",
@@ -95,8 +106,113 @@ def test_what_no_constant_says(body):
     assert constants(loop(body)) is None
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("{% if ('!' ~ m.content) == '!stop' %}!{% endif %}", Wanted(frozenset({"!stop"}), frozenset({"!stop"}))),
+        ("{% set t = '<' ~ m.content %}{{ t.split('<a')[-1] }}", Wanted(frozenset({"<a"}), frozenset({"<a"}))),
+        (
+            "{% set t %}<{{ m.content }}{% endset %}{{ t | replace('<a', '') }}",
+            Wanted(frozenset({"<a"}), frozenset({"<a"})),
+        ),
+        ("{% set t %}<{{ m.content }}{% endset %}{% if t | trim | length > 0 %}!{% endif %}", Wanted()),
+        ("{% if m.content == messages[0].content %}!{% endif %}", Wanted(apart=True)),
+        ("{% if m == messages[-1] %}!{% endif %}", Wanted(apart=True)),
+        ("{% set c = m.get('content') %}{% if c is not string %}{{ c[0] }}{% endif %}", Wanted()),
+        ("{% set c = 'a' + m.content | default('', true) %}{% if c is not string %}{{ c[0] }}{% endif %}", Wanted()),
+        ("{% if m.content is string and m.content != '' %}{% elif m.content %}{{ m.content[0] }}{% endif %}", Wanted()),
+        ("{% if m.content | length == 0 %}{{ m.content[0] }}{% endif %}", Wanted()),
+        ("{% if m.content.parts is defined %}{{ m.content[0] }}{% endif %}", Wanted()),
+        ("{{ {'output': m.content} | tojson }}", Wanted()),
+        (
+            "{% macro f(x) %}{% if x.content is not string %}{{ x.content[0] }}{% endif %}{% endmacro %}{{ f(m) }}",
+            Wanted(),
+        ),
+    ],
+)
+def test_what_else_is_told(body, expected):
+    assert looked_for(Environment().parse(loop(body))) == expected
+
+
+def test_rows_that_go_the_same_way():
+    border = Wanted(frozenset({"</think>"}), frozenset({"</think>"}))
+    assert border.allows(["a", "b < c", "think", "x>"], True) is False  # "think" is a part of it
+    assert border.allows(["a", "b < c", "x>"], True)
+    assert not border.allows(["</think"], True)
+    assert not border.allows([">"], True)
+    assert not border.allows(["k> a"], True)
+    assert not border.allows(["a <"], True)
+    assert not border.allows([" a"], False)
+    assert Wanted(frozenset({"</think>"})).allows([" a <"], False)
+    assert Wanted(apart=True).allows(["a", "b"], True)
+    assert not Wanted(apart=True).allows(["a", "a"], True)
+    assert not Wanted(apart=True).allows(["a", "a "], False)
+
+
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+END = "<|im_end|>\n{% endfor %}"
+FIRST = "{{ messages[0].content }}"
+SLY = {
+    "cut": TURN + "{% set c = '<a></a>' ~ m.content %}{{ c.split('</a>')[-1] }}" + END,
+    "cut and printed": TURN + "{% set c = m.content ~ '</a>' %}{{ c.split('</a>')[0] }}" + END,
+    "first by a border": TURN + "{% set c = '<' ~ m.content ~ '>' %}{% if '<a>' in c %}" + FIRST
+    + "{% else %}{{ m.content }}{% endif %}" + END,
+    "first by equal texts": TURN + "{% if m.content == messages[0].content %}" + FIRST
+    + "{% else %}{{ m.content }}{% endif %}" + END,
+    "first by equal messages": TURN + "{% if m == messages[-1] %}" + FIRST + "{% else %}{{ m.content }}{% endif %}" + END,
+    "first by two texts": TURN + "{% if 'ab' in messages[0].content ~ m.content %}" + FIRST
+    + "{% else %}{{ m.content }}{% endif %}" + END,
+    "first by the end": TURN + "{% set c = '<' ~ m.content %}{% if c.endswith('<a') %}" + FIRST
+    + "{% else %}{{ m.content }}{% endif %}" + END,
+}  # fmt: skip
+WIDER = {
+    name: path.read_text("utf-8")
+    for name, path in installed().items()
+    if name in ("trl/gemma4_v5", "trl/nemotron_3_nano", "trl/cohere2", "trl/lfm2_v2")
+}
+"""Real templates that compare texts with each other, or split them with some of their own beside them."""
+
+
+def rows_of(source: str) -> st.SearchStrategy[list[dict[str, str]]]:
+    """Rows of few words, of parts of the constants above all, so that texts are often alike."""
+    wanted = looked_for(Environment().parse(source))
+    assert wanted is not None
+    parts = {constant[at:to] for constant in wanted.constants for at in (0, 1) for to in (-1, len(constant))} | {
+        constant[-2:] for constant in wanted.constants
+    }
+    words = st.sampled_from(sorted({"a", "b", *parts} - {""}))
+    text = st.lists(words, min_size=1, max_size=2).map("".join).filter(str.strip)
+    turn = st.tuples(text, text).map(
+        lambda pair: [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    )
+    return st.lists(turn, min_size=1, max_size=2).map(lambda turns: [message for two in turns for message in two])
+
+
+def proven(template: Template, row: list[dict[str, str]]) -> Any:
+    try:
+        return template.prove(row)
+    except (Refused, Unproven):
+        return None
+
+
+@cache
+def twice(source: str) -> tuple[Template, Template]:
+    return Template(source, SPECIAL), Template(source, SPECIAL)
+
+
+@pytest.mark.parametrize("source", [pytest.param(text, id=name) for name, text in (SLY | WIDER).items()])
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_what_is_let_through_is_proven_as_it_is_alone(source, data):
+    used, alone = twice(source)
+    assert used.looked_for is not None
+    for row in data.draw(st.lists(rows_of(source), min_size=2, max_size=6)):
+        alone.skeletons._known.clear()
+        assert proven(used, row) == proven(alone, row)
+
+
 def test_two_templates_look_for_what_either_does():
     parse = Environment().parse
     one, other = (parse(loop("{% if '" + word + "' in m.content %}!{% endif %}")) for word in ("a", "b"))
-    assert looked_for(one, other) == frozenset({"a", "b"})
+    assert looked_for(one, other) == Wanted(frozenset({"a", "b"}))
     assert looked_for(one, parse(loop("{{ m.content[1:] }}"))) is None

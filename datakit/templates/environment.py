@@ -29,7 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from datakit.templates.blind import Sight, sight
-from datakit.templates.looks import looked_for
+from datakit.templates.looks import Wanted, looked_for
 
 if TYPE_CHECKING:
     from jinja2.parser import Parser
@@ -123,12 +123,12 @@ class Reading(NamedTuple):
 
     Attributes:
         sight: what it does with the texts of plain rows; with its twin the more.
-        looked_for: the constants that it looks for in them, None where it looks at something else too.
+        looked_for: what it looks for in them, None where it looks at something that no constant says.
         constants: all texts that it may compare others with, in lower case, but for single letters.
     """
 
     sight: Sight
-    looked_for: frozenset[str] | None
+    looked_for: Wanted | None
     constants: frozenset[str]
 
 
@@ -185,7 +185,7 @@ class Environment(ImmutableSandboxedEnvironment):
                 constants = frozenset(text.casefold() for text in found if len(text.strip()) > 1)
                 if Sight.LOOKS in sights:
                     return Reading(Sight.LOOKS, looked_for(*trees), constants)
-                return Reading(sights[0], frozenset(), constants)
+                return Reading(sights[0], Wanted(), constants)
         except (jinja2.TemplateSyntaxError, TooLong):
             return Reading(Sight.LOOKS, None, frozenset({""}))
 

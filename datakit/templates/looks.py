@@ -8,17 +8,22 @@ something out of its text and print it again, and equal text would not mean equa
     {% if message.content | length > 100 %}                                             looks at something else
 
 It is found by the reader of `blind`, which is content with templates that look at no text. This one also allows what a
-constant decides: in a text without it, `in` is false, `split` gives the text itself, and so on. The text has to be
-*bare*, a message's own without any of the template's around it, for else the constant may come about where they meet.
-Whatever else is done with a text is a look, and then there are no constants to tell.
+constant decides: in a text without it, `in` is false, `split` gives the text itself, and so on. Where the text is not
+*bare*, a message's own without any of the template's around it, the constant may also come about where they meet; so
+then no text of a row may begin with an end of it, end with a beginning, or be a part of it (`Wanted.borders`).
+Two texts, or two messages, that are compared with each other are the same only where they are one, if no two texts of
+a row are alike (`Wanted.apart`). Whether a text is empty is settled by the shape of a row, since none of its own is
+blank. Whatever else is done with a text is a look, and then there are no constants to tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, NamedTuple
 
 from jinja2 import nodes
+from markupsafe import Markup
 
 from datakit.templates.blind import CLEAN, MESSAGE, NAMESPACE, PARTS, SPECIAL, TEXT, Looks, Reader, Sort, arguments_of
 
@@ -28,7 +33,54 @@ KINDS: Final = {"string": True, "iterable": True, "sequence": True, "defined": T
 """Tests of a text that is there."""
 
 
-def looked_for(*trees: nodes.Template) -> frozenset[str] | None:
+class Wanted(NamedTuple):
+    """What templates look for in texts.
+
+    Attributes:
+        constants: that they compare texts with or split them at.
+        borders: those of them that they look for in texts with some of the template's own beside them.
+        apart: whether they compare texts with each other too.
+    """
+
+    constants: frozenset[str] = frozenset()
+    borders: frozenset[str] = frozenset()
+    apart: bool = False
+
+    def allows(self, texts: Sequence[str], bare: bool) -> bool:
+        """Whether a row goes the same way as all others of its shape that are allowed.
+
+        Args:
+            texts: of its messages.
+            bare: none of them has white space around it.
+        """
+        if (self.apart or self.borders) and not bare:
+            return False
+        if self.apart and len(set(texts)) < len(texts):
+            return False
+        if self.borders and any(map(self._meets, texts)):
+            return False
+        whole = "\0".join(texts)
+        return not any(constant in whole for constant in self.constants)
+
+    def _meets(self, text: str) -> bool:
+        """Whether a text can be a part of a constant together with what stands beside it."""
+        return any(
+            text in constant or text.startswith(_ends(constant)) or text.endswith(_beginnings(constant))
+            for constant in self.borders
+        )
+
+
+@cache
+def _ends(constant: str) -> tuple[str, ...]:
+    return tuple(constant[at:] for at in range(1, len(constant)))
+
+
+@cache
+def _beginnings(constant: str) -> tuple[str, ...]:
+    return tuple(constant[:at] for at in range(1, len(constant)))
+
+
+def looked_for(*trees: nodes.Template) -> Wanted | None:
     """The constants that templates look for in texts; None where they look at something else too.
 
     What changes by the day is no matter here, since every row is rendered.
@@ -36,13 +88,12 @@ def looked_for(*trees: nodes.Template) -> frozenset[str] | None:
     Args:
         trees: of one template and its twin.
     """
-    found: set[str] = set()
-    for tree in trees:
-        reader = _Reader(tree)
-        if not reader.reads(tree):
-            return None
-        found |= reader.constants
-    return frozenset(found)
+    readers = [_Reader(tree) for tree in trees]
+    if not all(reader.reads(tree) for reader, tree in zip(readers, trees, strict=True)):
+        return None
+    constants = frozenset[str]().union(*(reader.constants for reader in readers))
+    borders = frozenset[str]().union(*(reader.borders for reader in readers))
+    return Wanted(constants, borders, any(reader.apart for reader in readers))
 
 
 class _Reader(Reader):
@@ -51,8 +102,13 @@ class _Reader(Reader):
     def __init__(self, tree: nodes.Template) -> None:
         super().__init__(pinned=True)
         self.constants: set[str] = set()
+        self.borders: set[str] = set()
+        self.apart = False
+        self.coded = False  # whether a text is printed as JSON, where it has other characters
         self.mixed: set[str] = set()  # names, and attributes of namespaces, that hold more than a message's own text
-        self.loose: set[tuple[str, str]] = set()  # arguments of macros that may be no text
+        self.loose: set[tuple[str, str]] = set()  # arguments of macros that may be neither a text nor a message
+        self.certain: frozenset[str] = frozenset()  # names that hold a text at this place, whatever way led here
+        self.unsure: set[str] = set()  # names that are something else somewhere
         self.inside: list[str] = []  # the macros that are being read
         self.done: set[str] = set()  # those that were read in this pass
         self.padded = False  # whether a macro prints white space around a text
@@ -60,6 +116,9 @@ class _Reader(Reader):
         targets = [node.target.name for node in tree.find_all(nodes.For) if isinstance(node.target, nodes.Name)]
         stored = [node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"]
         self.rows = {name for name in targets if stored.count(name) == targets.count(name)}  # only loops give these
+        assigned = [node.target.name for node in tree.find_all(nodes.Assign) if isinstance(node.target, nodes.Name)]
+        in_loops = {n.name for loop in tree.find_all(nodes.For) if loop.else_ for n in loop.find_all(nodes.Name)}
+        self.set_alone = {name for name in assigned if stored.count(name) == assigned.count(name)} - in_loops
         given = [node.node for node in tree.find_all(nodes.Assign) if getattr(node.target, "name", "") == "tools"]
         others = [node for node in tree.find_all(nodes.Name) if node.name == "tools" and node.ctx != "load"]
         self.tools_set = bool(others)
@@ -69,13 +128,18 @@ class _Reader(Reader):
         self.done.clear()
         super().once(tree)
 
-    def ask(self, node: nodes.Node) -> None:
+    def ask(self, node: nodes.Node, text: nodes.Expr) -> None:
         """Keep a constant that a text is asked for."""
         if not isinstance(node, nodes.Const) or not isinstance(node.value, str) or not node.value:
             raise Looks
         if self.padded and node.value != node.value.strip():
             raise Looks
         self.constants.add(node.value)
+        if not self.is_bare(text):
+            self.learned |= node.value not in self.borders
+            self.borders.add(node.value)
+        if self.borders and self.coded:
+            raise Looks
 
     # ---------------------------------------------------------------- bare texts
 
@@ -114,24 +178,44 @@ class _Reader(Reader):
         match node:
             case nodes.Const(value=str()) | nodes.Concat():
                 return True
-            case (
-                nodes.Getattr(node=inner, attr="content") | nodes.Getitem(node=inner, arg=nodes.Const(value="content"))
-            ):
-                return self._is_there(inner)
-            case nodes.Name(name=name) if self.inside:  # an argument that its macro does not set
-                macro = self.macros[self.inside[-1]]
-                names = [inner.name for inner in macro.find_all(nodes.Name) if inner.ctx == "store"]
-                own = name in [argument.name for argument in macro.args] and name not in names
-                return own and (macro.name, name) not in self.loose
+            case nodes.Add(left=left, right=right):
+                return self.is_string(left) or self.is_string(right)
+            case nodes.Name(name=name):
+                sure = name in self.certain and name in self.set_alone - self.unsure
+                return sure or (self._is_given(name) and self.sort(node) is not MESSAGE)
             case nodes.Filter(node=inner, name="trim" | "string"):
                 return inner is not None and self.is_string(inner)
+            case nodes.Filter(node=inner, name="default" | "d", args=args) if _is_empty(args[:1]):
+                return inner is not None and self.is_string(inner)
+        return self._is_content(node)
+
+    def _is_content(self, node: nodes.Node) -> bool:
+        """Whether an expression is the text of a message for every plain row, so that it is not blank."""
+        match node:
+            case (
+                nodes.Getattr(node=inner, attr="content")
+                | nodes.Getitem(node=inner, arg=nodes.Const(value="content"))
+                | nodes.Call(node=nodes.Getattr(node=inner, attr="get"), args=[nodes.Const(value="content"), *_])
+            ):
+                return self._is_there(inner)
+            case nodes.Filter(node=inner, name="trim" | "string"):
+                return inner is not None and self._is_content(inner)
         return False
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a name is an argument that its macro does not set, and that every call gives a text or a message."""
+        if not self.inside:
+            return False
+        macro = self.macros[self.inside[-1]]
+        names = [inner.name for inner in macro.find_all(nodes.Name) if inner.ctx == "store"]
+        own = name in [argument.name for argument in macro.args] and name not in names
+        return own and (macro.name, name) not in self.loose
 
     def _is_there(self, node: nodes.Expr) -> bool:
         """Whether an expression is a message for every plain row: that of a loop, or the first."""
         match node:
             case nodes.Name(name=name):
-                return name in self.rows and self.sort(node) is MESSAGE
+                return (name in self.rows or self._is_given(name)) and self.sort(node) is MESSAGE
             case nodes.Getitem(node=nodes.Name(name="messages"), arg=nodes.Const(value=0)):
                 return self.sort(node) is MESSAGE
         return False
@@ -144,7 +228,8 @@ class _Reader(Reader):
             value = values.get(argument.name)
             if value is not None:
                 self._mix(argument.name, value)
-            if (macro.name, argument.name) not in self.loose and (value is None or not self.is_string(value)):
+            sure = value is not None and (self.is_string(value) or self._is_there(value))
+            if (macro.name, argument.name) not in self.loose and not sure:
                 self.loose.add((macro.name, argument.name))
                 self.learned = True
 
@@ -164,7 +249,22 @@ class _Reader(Reader):
 
     # ---------------------------------------------------------------- statements
 
+    def body(self, statements: Sequence[nodes.Node]) -> None:
+        """Names that become certain in a body may be something else behind it."""
+        before = self.certain
+        super().body(statements)
+        self.certain = before
+
     def statement(self, node: nodes.Node) -> None:
+        self._state(node)
+        match node:
+            case nodes.Assign(target=nodes.Name(name=name), node=value) if self.is_string(value):
+                self.certain |= {name}
+            case nodes.Assign(target=nodes.Name(name=name)):
+                self.learned |= name not in self.unsure
+                self.unsure.add(name)
+
+    def _state(self, node: nodes.Node) -> None:
         match node:
             case nodes.If(test=test, body=body, elif_=others, else_=rest):
                 return self._branch(test, body, others, rest)
@@ -217,6 +317,13 @@ class _Reader(Reader):
             ) if self.sort(row) is MESSAGE:
                 there = key in ("role", "content")
                 return None if there and not self._is_there(row) else there == (op == "in")
+            case nodes.Compare(expr=inner, ops=[nodes.Operand(op="eq" | "ne" as op, expr=nodes.Const(value=""))]):
+                return op == "ne" if self._is_content(inner) else None
+            case nodes.Compare(
+                expr=nodes.Filter(node=inner, name="length" | "count"),
+                ops=[nodes.Operand(op=op, expr=nodes.Const(value=0))],
+            ) if inner is not None and self._is_content(inner):
+                return op in ("gt", "gteq", "ne")
             case nodes.Not(node=inner):
                 known = self.known(inner)
                 return None if known is None else not known
@@ -229,8 +336,10 @@ class _Reader(Reader):
         return False if self._is_absent(test) else None
 
     def _is_absent(self, node: nodes.Node) -> bool:
-        """Whether an expression is the value of a key that no message of a plain row has."""
+        """Whether an expression is the value of a key that no message of a plain row has, or one of its text."""
         match node:
+            case nodes.Getattr(node=inner, attr=str() as key) if self._is_content(inner):
+                return not hasattr(Markup, key)
             case (
                 nodes.Getattr(node=inner, attr=str() as key)
                 | nodes.Getitem(node=inner, arg=nodes.Const(value=str() as key))
@@ -263,18 +372,24 @@ class _Reader(Reader):
             left, operator, right = node.expr, node.ops[0].op, node.ops[0].expr
             match left, right:
                 case nodes.Filter(node=inner, name="length" | "count"), nodes.Const(value=0) if inner is not None:
-                    if self.sort(inner) is TEXT and self.is_bare(inner):
-                        return CLEAN  # no text of a plain row is empty
+                    if self.sort(inner) is TEXT:
+                        return CLEAN  # no text of a plain row is empty, so the shape of a row says which is
             sorts = self.sort(left), self.sort(right)
-            if operator in ("in", "notin") and sorts == (CLEAN, TEXT) and self.is_bare(right):
-                self.ask(left)
+            alike = sorts == (MESSAGE, MESSAGE) or (
+                sorts == (TEXT, TEXT) and self.is_bare(left) and self.is_bare(right)
+            )
+            if operator in ("eq", "ne") and alike:
+                self.apart = True
+                return CLEAN
+            if operator in ("in", "notin") and sorts == (CLEAN, TEXT):
+                self.ask(left, right)
                 return CLEAN
             if operator in ("eq", "ne") and TEXT in sorts and CLEAN in sorts:
                 text, constant = (left, right) if sorts[0] is TEXT else (right, left)
                 if isinstance(constant, nodes.Const) and not isinstance(constant.value, str):
                     return CLEAN  # no text is false, or a number
-                if self.is_bare(text) and not (isinstance(constant, nodes.Const) and constant.value == ""):
-                    self.ask(constant)
+                if not (isinstance(constant, nodes.Const) and constant.value == ""):
+                    self.ask(constant, text)
                     return CLEAN
         return super().compare(node)
 
@@ -289,6 +404,10 @@ class _Reader(Reader):
         inner = node.node
         if inner is None:
             raise Looks
+        if node.name == "tojson" and isinstance(inner, nodes.Dict):
+            self.clean(*arguments_of(node), *(pair.key for pair in inner.items))
+            self.printed([pair.value for pair in inner.items])
+            return self._code()
         arguments, sort = arguments_of(node), self.sort(inner)
         self.clean(*arguments)
         if sort is PARTS and not arguments:
@@ -298,14 +417,26 @@ class _Reader(Reader):
         if sort is CLEAN and node.name != "random":
             return CLEAN
         if sort is TEXT and node.name == "tojson" and not node.args:
-            return TEXT
-        if sort is TEXT and self.is_bare(inner) and not node.kwargs:
+            return self._code()
+        if sort is TEXT and not node.kwargs:
             if node.name in ("default", "d") and _is_empty(node.args[:1]):
                 return TEXT
             if node.name == "replace" and len(node.args) == 2:
-                self.ask(node.args[0])
+                self.ask(node.args[0], inner)
                 return TEXT
         return super().filter(node)
+
+    def _code(self) -> Sort:
+        """A text as JSON."""
+        self.learned |= not self.coded
+        self.coded = True
+        return TEXT
+
+    def member(self, inner: nodes.Expr, name: str) -> Sort:
+        known = isinstance(inner, nodes.Name) and inner.name in SPECIAL
+        if not known and self.sort(inner) is TEXT and not hasattr(Markup, name):
+            return CLEAN  # undefined
+        return super().member(inner, name)
 
     def call(self, node: nodes.Call) -> Sort:
         match node.node:
@@ -318,12 +449,8 @@ class _Reader(Reader):
                 self._read(name)
                 return TEXT if name in self.speaks else CLEAN
             case nodes.Getattr(node=inner, attr=name) if not isinstance(inner, nodes.Name) or inner.name != "loop":
-                if (
-                    self.sort(inner) is TEXT
-                    and self.is_bare(inner)
-                    and not (node.kwargs or node.dyn_args or node.dyn_kwargs)
-                ):
-                    return self._asked(name, node.args)
+                if self.sort(inner) is TEXT and not (node.kwargs or node.dyn_args or node.dyn_kwargs):
+                    return self._asked(inner, name, node.args)
         return super().call(node)
 
     def _read(self, name: str) -> None:
@@ -331,23 +458,25 @@ class _Reader(Reader):
         if name not in self.done:
             self.done.add(name)
             self.inside.append(name)
+            outside, self.certain = self.certain, frozenset()
             super().statement(self.macros[name])
+            self.certain = outside
             self.inside.pop()
 
-    def _asked(self, name: str, args: Sequence[nodes.Expr]) -> Sort:
-        """A method of a bare text."""
+    def _asked(self, text: nodes.Expr, name: str, args: Sequence[nodes.Expr]) -> Sort:
+        """A method of a text."""
         match name, args:
             case "startswith" | "endswith", [constant]:
-                self.ask(constant)
+                self.ask(constant, text)
                 return CLEAN
             case _, [constant] if name in SPLITS:
-                self.ask(constant)
+                self.ask(constant, text)
                 return PARTS
             case _, [constant, nodes.Const(value=int())] if name in ("split", "rsplit"):
-                self.ask(constant)
+                self.ask(constant, text)
                 return PARTS
             case "replace", [constant, nodes.Const(value=str())]:
-                self.ask(constant)
+                self.ask(constant, text)
                 return TEXT
             case _, [nodes.Const(value=str() as letters)] if name in TRIMS:
                 self.constants |= {letter for letter in letters if not letter.isspace()}

@@ -132,10 +132,7 @@ class Template:
 
     def _goes_the_same_way(self, row: Plain) -> bool:
         """Whether a row holds nothing that the template looks for, so that it goes the same way for all such rows."""
-        if self.looked_for is None:
-            return False
-        whole = "\0".join(row.texts)
-        return not any(constant in whole for constant in self.looked_for)
+        return self.looked_for is not None and self.looked_for.allows(row.texts, row.bare)
 
     def _is_alike(self, messages: Messages) -> bool:
         """Whether no constant of the template stands in a row."""
