@@ -14,6 +14,7 @@ from datakit.errors import InternalError
 from datakit.templates import blind
 from datakit.templates.blind import Sight, sight
 from datakit.templates.environment import Environment, Refused
+from datakit.templates.looks import Wanted, looked_for
 from datakit.templates.spans import Unproven
 from datakit.templates.template import Template
 from tests.conversations import SPECIAL, templates
@@ -319,11 +320,23 @@ PROBES = st.sampled_from(
 )  # fmt: skip
 
 
+LOOKING = st.sampled_from(
+    [
+        *("{% if 'a' in @ %}!{% endif %}", "{{ @.split('a')[-1] }}", "{{ @ | replace('a', '!') }}", "{{ @.strip('a') }}"),
+        *("{% if @ == m.content %}!{% endif %}", "{% if @ == 'a' %}!{% endif %}", "{% if @ | length > 0 %}!{% endif %}"),
+        *("{% if ('<' ~ @).endswith('<a') %}!{% endif %}", "{% if '&a' in '&' ~ @ ~ 'a' %}!{% endif %}", "{{ @ | tojson }}"),
+        *("{% for p in @.split('a') %}{{ p }}{{ loop.length }}{% endfor %}", "{% if @ is not string %}{{ @[0] }}{% endif %}"),
+        *("{% if '<a' in @ ~ messages[0].content %}!{% endif %}", "{% if @ == messages[0] %}!{% endif %}", "{{ @.split('a')[1] }}"),
+        *("{{ @ | default('', true) }}", "{% if @.c is defined %}!{% endif %}", "{% if @ != '' %}!{% endif %}{{ @ | trim }}"),
+    ]
+)  # fmt: skip
+
+
 @st.composite
-def programs(draw):
+def programs(draw, probes=PROBES):
     """Templates that carry a text, a message or something near it through a few hands, and then ask or print it."""
     source, said = "#", draw(SOURCES)
-    for around in [*draw(st.lists(AROUND, max_size=3)), draw(PROBES)]:
+    for around in [*draw(st.lists(AROUND, max_size=3)), draw(probes)]:
         said = draw(WRAPS).replace("@", said)
         name = draw(NAMES)
         source, said = source.replace("#", around).replace("@", said).replace("$", name), name
@@ -338,6 +351,21 @@ def test_a_template_that_is_read_as_blind_only_prints(source, texts):
     except Refused:
         return
     assert of(source) is Sight.LOOKS or only_prints(source, *texts)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    source=programs(LOOKING), texts=st.lists(st.sampled_from(["a", "b", "<", "&", ">a", "b "]), min_size=1, max_size=3)
+)
+def test_a_template_whose_looks_are_known_only_prints_what_holds_none(source, texts):
+    try:
+        Environment(NOW).compile_template(source)
+    except Refused:
+        return
+    wanted = looked_for(Environment(NOW).parse(source), pinned=True)
+    bare = texts == [text.strip() for text in texts]
+    if wanted is not None and wanted.sight is not Sight.LOOKS and (bare or wanted.sight is Sight.PRINTS):
+        assert not wanted.allows(texts, bare) or only_prints(source, *texts)
 
 
 def _said(role: str, *texts: str):
@@ -371,9 +399,9 @@ def test_a_prediction_is_what_the_template_prints(name, roles, data):
 
 
 def test_the_common_templates_are_blind():
-    blind = [name for name, source in ALL.items() if template(source).sight is not Sight.LOOKS]
-    assert any("qwen2_5" in name for name in blind)
-    assert len(blind) > 10
+    known = [name for name, source in ALL.items() if template(source).sight is not Sight.LOOKS]
+    assert all(any(family in name for name in known) for family in ("qwen2_5", "qwen3", "gemma4", "nemotron"))
+    assert len([name for name in known if template(ALL[name]).looked_for == Wanted()]) > 10
 
 
 def test_rows_with_white_space_around_a_text_are_rendered_where_it_may_be_trimmed():
@@ -385,7 +413,7 @@ def test_rows_with_white_space_around_a_text_are_rendered_where_it_may_be_trimme
 
 def test_a_wrong_reading_is_found_and_ends_the_run():
     made = Template(LOOKS["begins"], SPECIAL, NOW)
-    made.sight = Sight.PRINTS  # as if the reader had a gap
+    made.sight, made.looked_for = Sight.PRINTS, Wanted()  # as if the reader had a gap
     made.prove([{"role": "assistant", "content": "b"}])
-    with pytest.raises(InternalError, match="blind"):
+    with pytest.raises(InternalError, match="otherwise"):
         made.prove([{"role": "assistant", "content": "a"}])

@@ -119,15 +119,13 @@ def _tojson(
 
 
 class Reading(NamedTuple):
-    """What is known of a template from its syntax tree.
+    """What is known of a template, with its twin, from the syntax trees.
 
     Attributes:
-        sight: what it does with the texts of plain rows; with its twin the more.
-        looked_for: what it looks for in them, None where it looks at something that no constant says.
+        looked_for: what it looks for in the texts of plain rows, None where it looks at what no constant says.
         constants: all texts that it may compare others with, in lower case, but for single letters.
     """
 
-    sight: Sight
     looked_for: Wanted | None
     constants: frozenset[str]
 
@@ -183,11 +181,10 @@ class Environment(ImmutableSandboxedEnvironment):
                 sights = [sight(tree, pinned) for tree in trees]
                 found = [node.value for node in trees[0].find_all(nodes.Const) if isinstance(node.value, str)]
                 constants = frozenset(text.casefold() for text in found if len(text.strip()) > 1)
-                if Sight.LOOKS in sights:
-                    return Reading(Sight.LOOKS, looked_for(*trees), constants)
-                return Reading(sights[0], Wanted(), constants)
+                blind = Sight.LOOKS not in sights
+                return Reading(Wanted(sight=sights[0]) if blind else looked_for(*trees, pinned=pinned), constants)
         except (jinja2.TemplateSyntaxError, TooLong):
-            return Reading(Sight.LOOKS, None, frozenset({""}))
+            return Reading(None, frozenset({""}))
 
     def render_template(self, template: Compiled, variables: Variables) -> Any:
         """The text of one row.

@@ -1,8 +1,9 @@
 """What a template looks for in the texts of messages: the constants that it compares them with or splits them at.
 
 Two rows of the same shape whose texts hold none of these constants go the same way through the template, so what was
-proven of one holds for the other (`skeletons`). A row that does hold one is always tracked itself: the template may cut
-something out of its text and print it again, and equal text would not mean equal origins.
+proven of one holds for the other (`skeletons`), and it is known what is printed for it. A row that does hold one is
+always tracked itself: the template may cut something out of its text and print it again, and equal text would not mean
+equal origins.
 
     {% if '</think>' in message.content %}{% set parts = message.content.split('</think>') %}    looks for </think>
     {% if message.content | length > 100 %}                                             looks at something else
@@ -25,7 +26,19 @@ from typing import Any, Final, NamedTuple
 from jinja2 import nodes
 from markupsafe import Markup
 
-from datakit.templates.blind import CLEAN, MESSAGE, NAMESPACE, PARTS, SPECIAL, TEXT, Looks, Reader, Sort, arguments_of
+from datakit.templates.blind import (
+    CLEAN,
+    MESSAGE,
+    NAMESPACE,
+    PARTS,
+    SPECIAL,
+    TEXT,
+    Looks,
+    Reader,
+    Sight,
+    Sort,
+    arguments_of,
+)
 
 TRIMS: Final = frozenset({"strip", "lstrip", "rstrip"})
 SPLITS: Final = frozenset({"split", "rsplit", "partition", "rpartition"})
@@ -40,11 +53,13 @@ class Wanted(NamedTuple):
         constants: that they compare texts with or split them at.
         borders: those of them that they look for in texts with some of the template's own beside them.
         apart: whether they compare texts with each other too.
+        sight: what they do with texts that hold none of them; `LOOKS` where these are printed as JSON, or the day is.
     """
 
     constants: frozenset[str] = frozenset()
     borders: frozenset[str] = frozenset()
     apart: bool = False
+    sight: Sight = Sight.PRINTS
 
     def allows(self, texts: Sequence[str], bare: bool) -> bool:
         """Whether a row goes the same way as all others of its shape that are allowed.
@@ -59,7 +74,7 @@ class Wanted(NamedTuple):
             return False
         if self.borders and any(map(self._meets, texts)):
             return False
-        whole = "\0".join(texts)
+        whole = "\0".join(texts) if self.constants else ""
         return not any(constant in whole for constant in self.constants)
 
     def _meets(self, text: str) -> bool:
@@ -80,20 +95,21 @@ def _beginnings(constant: str) -> tuple[str, ...]:
     return tuple(constant[:at] for at in range(1, len(constant)))
 
 
-def looked_for(*trees: nodes.Template) -> Wanted | None:
+def looked_for(*trees: nodes.Template, pinned: bool = False) -> Wanted | None:
     """The constants that templates look for in texts; None where they look at something else too.
-
-    What changes by the day is no matter here, since every row is rendered.
 
     Args:
         trees: of one template and its twin.
+        pinned: whether the time that they are told stays the same.
     """
     readers = [_Reader(tree) for tree in trees]
     if not all(reader.reads(tree) for reader, tree in zip(readers, trees, strict=True)):
         return None
     constants = frozenset[str]().union(*(reader.constants for reader in readers))
     borders = frozenset[str]().union(*(reader.borders for reader in readers))
-    return Wanted(constants, borders, any(reader.apart for reader in readers))
+    renders = any(reader.coded or (reader.dated and not pinned) for reader in readers)
+    sight = Sight.LOOKS if renders else Sight.TRIMS if readers[0].trims else Sight.PRINTS
+    return Wanted(constants, borders, any(reader.apart for reader in readers), sight)
 
 
 class _Reader(Reader):
@@ -105,6 +121,7 @@ class _Reader(Reader):
         self.borders: set[str] = set()
         self.apart = False
         self.coded = False  # whether a text is printed as JSON, where it has other characters
+        self.dated = False
         self.mixed: set[str] = set()  # names, and attributes of namespaces, that hold more than a message's own text
         self.loose: set[tuple[str, str]] = set()  # arguments of macros that may be neither a text nor a message
         self.certain: frozenset[str] = frozenset()  # names that hold a text at this place, whatever way led here
@@ -443,6 +460,8 @@ class _Reader(Reader):
             case nodes.Name(name="namespace"):
                 for keyword in node.kwargs:
                     self._mix(keyword.key, keyword.value)
+            case nodes.Name(name="strftime_now"):
+                self.dated = True
             case nodes.Name(name=name) if name in self.macros:
                 self._give(self.macros[name], node)
                 super().call(node)

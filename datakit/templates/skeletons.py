@@ -7,8 +7,8 @@ the template printed, every character has the same origin as in the proven row, 
 row that differs in any character goes the long way and teaches a new skeleton. Nothing is guessed: what is looked for
 says whether the template goes the same way, a skeleton where data stands, and equality whether it may.
 
-Where the template is known to look at no text (`blind`), the skeleton says what it prints, and only every 64th such row
-is rendered, to see that it does.
+Where the template is known to print such texts as they are, the skeleton says what it prints, and only every 64th of
+these rows is rendered, to see that it does.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from datakit.templates.blind import Sight
 from datakit.templates.compiler import TrackedEnvironment, as_tracked
 from datakit.templates.environment import MAX_TEXT, Environment, Refused, variables
 from datakit.templates.output import Interval, Output, read
-from datakit.templates.skeletons import Plain, Skeletons, plain
+from datakit.templates.skeletons import Skeletons, plain
 from datakit.templates.spans import Proof, Prover, Row, Unproven, said
 
 Messages = Sequence[Mapping[str, Any]]
@@ -47,7 +47,8 @@ class Template:
         self.compiled = self.environment.compile_template(source)
         self.prover = Prover(ends)
         self.skeletons = Skeletons()
-        self.sight, self.looked_for, self.constants = self.environment.reading_of(source, twin)
+        self.looked_for, self.constants = self.environment.reading_of(source, twin)
+        self.sight = self.looked_for.sight if self.looked_for is not None else Sight.LOOKS
         self.predicted = 0
 
     @cached_property
@@ -97,13 +98,13 @@ class Template:
             Unproven: the law cannot be shown; with the reason.
         """
         simple = plain(messages, tools, kwargs)
+        if simple is not None and (self.looked_for is None or not self.looked_for.allows(simple.texts, simple.bare)):
+            simple = None
         if simple is not None and self.sight is not Sight.LOOKS:
             made = self.skeletons.predict(simple, self.sight is Sight.TRIMS)
             if made is not None and len(made[0]) <= MAX_TEXT:
                 self._look_at(made[0], messages, tools, kwargs)
                 return made
-        if simple is not None and self.sight is Sight.LOOKS and not self._goes_the_same_way(simple):
-            simple = None
         text = self.render(messages, tools, kwargs)
         known = self.skeletons.match(simple, text) if simple is not None else None
         if known is not None:
@@ -130,10 +131,6 @@ class Template:
             self.skeletons.learn(simple, output, proof)
         return text, proof
 
-    def _goes_the_same_way(self, row: Plain) -> bool:
-        """Whether a row holds nothing that the template looks for, so that it goes the same way for all such rows."""
-        return self.looked_for is not None and self.looked_for.allows(row.texts, row.bare)
-
     def _is_alike(self, messages: Messages) -> bool:
         """Whether no constant of the template stands in a row."""
         whole = "\0".join(said(list(messages))).casefold()
@@ -144,7 +141,7 @@ class Template:
         self.predicted += 1
         if self.predicted % 64 == 1 and self.render(messages, tools, kwargs) != text:
             raise InternalError(
-                "a chat template that was read as blind prints a row otherwise than predicted",
+                "a chat template that was read as one that prints texts as they are prints a row otherwise",
                 "Please report the template.",
             )
 
