@@ -24,7 +24,7 @@ from datakit.detection import Detection, detect_rows, known_rows
 from datakit.errors import AmbiguousFormat, NoManifest, UnknownFormat, UnreadableInput, UsageError, one_of_inputs
 from datakit.formats import FORMATS, find, mapping
 from datakit.formats.declare import Format, Row, leftover
-from datakit.formats.reshape import reaches
+from datakit.formats.reshape import SOLUTION, reaches
 from datakit.output import manifest as manifests
 from datakit.reading import delimiter, sources
 from datakit.reading.sample import Ask, formats_of_rejects, refine, sample
@@ -385,6 +385,8 @@ def make(request: Request, objects: Iterable[Any] | None, folder: Path, ask: Ask
     fallback = next((f for f in formats if f), None) or find("openai" if chosen.conversational else "text")
     formats = [f if f or s.how == "shards" else fallback for f, s in zip(formats, found, strict=True)]
     side, optional = extra_columns(chosen, formats, samples, found, ask)
+    if chosen.kind == "prompt" and any(found and found.kind == "sft" for found in known):
+        side = {SOLUTION: "text", **side}
     plans = [
         SourcePlan(
             source.path,

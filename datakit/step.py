@@ -451,7 +451,7 @@ def _layout_of(names: frozenset[str], conversational: bool) -> Layout:
 
 def _shaped(sink: _Sink, record: Record, source: Layout, rest: Row, notes: list[Finding]) -> tuple[Record, Row]:
     if source is not sink.layout:
-        rest = {**rest, **unused(record, source, sink.layout)}
+        rest = {**rest, **unused(record, source, sink.layout, rest)}
         record = reshape(record, source, sink.layout)
     if sink.plan.reasoning != "keep":
         record, left = with_reasoning(record, sink.plan.reasoning)

@@ -323,25 +323,37 @@ def test_to_names_no_layout(tmp_path: Path, to: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_conversations_become_prompts_and_keep_their_answers_aside(tmp_path: Path) -> None:
-    """GRPO asks again what supervised rows have an answer for."""
+def test_conversations_become_prompts_and_their_answers_solutions(tmp_path: Path) -> None:
+    """GRPO asks again what supervised rows have an answer for; a reward compares with it."""
     rows = [chat("s u a u a:2"), chat("u a"), chat("s u")]
     raw = write(tmp_path / "rows.jsonl", *({"messages": row} for row in rows))
-    assert datakit.convert(raw, tmp_path / "prompts", to="prompt", workers=1).exit_code == 0
-    made = list(datakit.load(tmp_path / "prompts").rows(all=True))
-    assert [row["prompt"] for row in made] == [chat("s u a u"), chat("u"), chat("s u")]
-    answers = [(row["dk_meta"] or {}).get("completion") for row in made]
-    assert answers == [chat("a:2"), chat("a"), None]
+    made = datakit.convert(raw, tmp_path / "prompts", to="prompt", workers=1)
+    assert (made.exit_code, made.findings) == (0, [])
+    whole = [
+        {"prompt": chat("s u a u"), "solution": "2"},
+        {"prompt": chat("u"), "solution": "a"},
+        {"prompt": chat("s u"), "solution": None},
+    ]
+    assert list(datakit.load(tmp_path / "prompts")) == whole
     # the same from shards, and from texts
-    few = {"on_bad_row": "quarantine", "max_bad": "1 row"}
-    assert datakit.convert(raw, tmp_path / "sft", to="sft", workers=1, **few).exit_code == 0  # type: ignore[arg-type]
+    few: Any = {"on_bad_row": "quarantine", "max_bad": "1 row"}
+    assert datakit.convert(raw, tmp_path / "sft", to="sft", workers=1, **few).exit_code == 0
     assert datakit.convert(tmp_path / "sft", tmp_path / "again", to="prompt", workers=1).exit_code == 0
-    assert [row["prompt"] for row in datakit.load(tmp_path / "again")] == [chat("s u a u"), chat("u")]
+    assert list(datakit.load(tmp_path / "again")) == whole[:2]
     texts = write(tmp_path / "texts.jsonl", {"prompt": "q", "completion": "a"})
     assert datakit.convert(texts, tmp_path / "texts", to="prompt:strings", workers=1).exit_code == 0
+    assert list(datakit.load(tmp_path / "texts")) == [{"prompt": "q", "solution": "a"}]
     assert repr(datakit.load(tmp_path / "texts")) == f"<Shards prompt:strings, 1 row, {tmp_path / 'texts'}>"
-    [row] = datakit.load(tmp_path / "texts").rows(all=True)
-    assert (row["prompt"], row["dk_meta"]["completion"]) == ("q", "a")
+
+
+def test_an_answer_that_is_no_text_or_has_no_place_is_kept_in_the_meta_column(tmp_path: Path) -> None:
+    spoken = {"role": "assistant", "content": "a", "reasoning_content": "r"}
+    rows = [{"messages": [*chat("u"), spoken]}, {"messages": chat("u:2 a"), "solution": "own"}]
+    raw = write(tmp_path / "rows.jsonl", *rows)
+    assert datakit.convert(raw, tmp_path / "out", to="prompt", workers=1).exit_code == 0
+    made = list(datakit.load(tmp_path / "out").rows(all=True))
+    assert [row["solution"] for row in made] == [None, "own"]
+    assert [row["dk_meta"]["completion"] for row in made] == [[spoken], chat("a")]
 
 
 def test_to_another_kind_is_refused(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ strings      <-> messages             one user text, one assistant text
 sft:messages <-> prompt_completion    cut before the last answer
 preference:  messages <-> implicit    the shared turns are the prompt
 preference    -> sft, prompt          the chosen answer, or none; the others go into dk_meta
-sft           -> prompt               cut before the last answer, which goes into dk_meta
+sft           -> prompt               cut before the last answer, which becomes the column `solution`
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Final
 
 from datakit.errors import UsageError
@@ -43,6 +44,9 @@ _UNUSED: Final = {
 }
 """Columns of one kind, with its prompt apart, that another has no place for."""
 
+SOLUTION: Final = "solution"
+"""The column beside a prompt that a reward reads; the answer of an sft row, where it is one plain text."""
+
 
 def reaches(source: Layout, target: Layout) -> bool:
     """Whether rows of one layout can be carried to another without loss."""
@@ -63,8 +67,11 @@ def _explicit(source: Layout, target: Layout) -> Layout:
     return layout("preference", "messages" if target.conversational else "strings")
 
 
-def unused(record: Record, source: Layout, target: Layout) -> Record:
-    """The columns of a row that the target has no place for.
+def unused(record: Record, source: Layout, target: Layout, rest: Container[str] = ()) -> Record:
+    """The columns of a row that the target has no place for; an answer of one text as `SOLUTION`.
+
+    Args:
+        rest: names that the row has besides, which are not written over.
 
     Raises:
         BadRow: as `reshape`.
@@ -74,7 +81,14 @@ def unused(record: Record, source: Layout, target: Layout) -> Record:
         return {}
     if not all(name in record for name in names):
         record = reshape(record, source, _explicit(source, target))
-    return {name: record[name] for name in names}
+    left = {name: record[name] for name in names}
+    if target.kind == "prompt" and "completion" in left and SOLUTION not in rest:
+        answer = left["completion"]
+        if isinstance(answer, list) and len(answer) == 1 and answer[0].keys() == {"role", "content"}:
+            answer = answer[0]["content"]
+        if isinstance(answer, str):
+            return {SOLUTION: answer}
+    return left
 
 
 def _waits(record: Record) -> bool:
