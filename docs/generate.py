@@ -92,9 +92,9 @@ def kinds() -> str:
     lines = [NOTE, "# Kinds, forms and columns", ""]
     lines += ["What a shard may hold. `--to` takes the names of the first column.", ""]
     lines += [
-        "Rows take any form of their kind that holds all of them. Pairs also become sft rows or prompts, the answers that",
-        "are left over being kept in `dk_meta`; sft rows become prompts, their answer the column `solution`, which rewards",
-        "such as `exact_match` read. `datakit unpair` and `pair` do the rest.",
+        "Rows take any form of their kind that holds all of them. Pairs also become sft rows or prompts; answers that",
+        "are left over are kept in `dk_meta`. Sft rows become prompts, and their answer the column `solution`, which",
+        "rewards such as `exact_match` read. `datakit unpair` and `pair` do the rest.",
         "",
     ]
     lines += ["| kind and form | texts are | trainer columns | |", "|---|---|---|---|"]
