@@ -69,11 +69,15 @@ def _check_rows(inputs: Any) -> None:
     for method, call in ROWS_OF.items():
         if hasattr(inputs, method):
             raise UsageError(f"a {type(inputs).__name__}, where rows are expected", f"Hand over data.{call}.")
+    if not isinstance(inputs, Iterable):
+        raise UsageError(
+            f"inputs is of type {type(inputs).__name__}", "Name files or folders, or hand over an iterable of dicts."
+        )
 
 
 def _workers(count: int | None) -> int:
-    if count is not None and count < 1:
-        raise UsageError(f"--workers {count}", "At least one.")
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise UsageError(f"--workers {count!r}", "A whole number, at least one.")
     return launch.workers(count)
 
 

@@ -117,7 +117,8 @@ class Report:
     def __repr__(self) -> str:
         """What became of the rows, in a line; a report holds too much to be printed whole."""
         said = f"{plural(self.rows_in, 'row')} in, {self.rows_out:,} out, {self.rows_rejected:,} rejected"
-        words = [f"{self.command}: {said}", "FAIL" if self.exit_code else "PASS", self.verdict, self.output or ""]
+        judged = self.verdict or ("failed" if self.exit_code else "passed")
+        words = [f"{self.command}: {said}", judged, self.output or ""]
         return f"<Report {', '.join(word for word in words if word)}>"
 
     def to_json(self) -> dict[str, Any]:

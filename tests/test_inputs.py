@@ -20,7 +20,7 @@ import pytest
 import zstandard
 
 import datakit
-from datakit.errors import CannotJudge, UnreadableInput
+from datakit.errors import CannotJudge, UnreadableInput, UsageError
 
 ROWS = [{"prompt": f"q{n} ", "completion": f" a{n}", "extra": {"n": n, "none": None}} for n in range(300)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -464,3 +464,9 @@ def test_what_a_folder_holds_besides_is_told(tmp_path):
     names = ", ".join(f"{folder}/{name}" for name in ("c.bak", "linked", "more/b.xz"))
     assert left.first[0]["note"] == f"4 names in folders: {names} and 1 more"
     assert not datakit.validate(f"{folder}/*.jsonl", workers=1).findings
+
+
+@pytest.mark.parametrize("call", [datakit.load, datakit.validate, datakit.stream])
+def test_what_is_neither_a_name_nor_rows_is_refused(call):
+    with pytest.raises(UsageError, match="of type int"):
+        call(5)

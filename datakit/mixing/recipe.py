@@ -175,6 +175,8 @@ def read(words: Words, weights: Sequence[float] | None = None, **options: Any) -
 def _body(words: Words) -> tuple[str, dict[str, Any]]:
     if isinstance(words, Mapping):
         return "the recipe", dict(words)
+    if not isinstance(words, str | os.PathLike | Sequence):
+        raise UsageError(f"a recipe of type {type(words).__name__}", "Name a TOML file or sources, or give a mapping.")
     given = [os.fspath(words)] if isinstance(words, str | os.PathLike) else [os.fspath(word) for word in words]
     names = [name for word in given for name in _folders(word)]
     if not names:

@@ -23,6 +23,7 @@ from datakit.mixing.sources import Source, Sources
 from datakit.mixing.writing import facts, identity, rows_per_piece, seen
 from datakit.reading.columnar import plain_rows
 from datakit.shards import PROVENANCE_PREFIX
+from datakit.terminal import plural
 
 if TYPE_CHECKING:
     import datasets
@@ -111,6 +112,9 @@ class Stream(Iterator[dict[str, Any]]):
         self._given: Iterator[dict[str, Any]] | None = None
         self._gatherer: Gatherer | None = None
         self._opened: Sources | None = sources  # what was converted stays as long as a part of the stream
+
+    def __repr__(self) -> str:
+        return f"<Stream {plural(self.rows, 'row')} of {plural(len(self.sources), 'source')}, at {self.position:,}>"
 
     def part(self, rank: int, world_size: int) -> Self:
         """The part of one of several processes, from the position of this stream on.

@@ -43,7 +43,10 @@ def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         NoManifest: it is missing, damaged or of a later version.
+        UsageError: the folder is named by something that is no path.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise UsageError(f"a folder of type {type(folder).__name__}", "Name a shard folder.")
     path = Path(folder) / NAME
     try:
         whole = orjson.loads(path.read_bytes())
