@@ -26,17 +26,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainglue.data import dataset
-    from trainglue.handoff.exporting import export
-    from trainglue.machine.diagnosis import doctor
-    from trainglue.machine.signatures import api
-    from trainglue.memory import OutOfMemory
-    from trainglue.methods import KINDS_OF, METHODS
-    from trainglue.precision import PrecisionNotUsed, check_fp8_training_support, setup_fp8_mixed_precision_training
-    from trainglue.training import trainer
+    from trainglue.data import dataset as dataset
+    from trainglue.handoff.exporting import export as export
+    from trainglue.machine.diagnosis import doctor as doctor
+    from trainglue.machine.signatures import api as api
+    from trainglue.memory import OutOfMemory as OutOfMemory
+    from trainglue.methods import METHODS as METHODS
+    from trainglue.precision import PrecisionNotUsed as PrecisionNotUsed
+    from trainglue.precision import check_fp8_training_support as check_fp8_training_support
+    from trainglue.precision import setup_fp8_mixed_precision_training as setup_fp8_mixed_precision_training
+    from trainglue.training import trainer as trainer
 
 MODULES = {
-    "KINDS_OF": "methods",
     "METHODS": "methods",
     "OutOfMemory": "memory",
     "PrecisionNotUsed": "precision",
@@ -50,19 +51,7 @@ MODULES = {
 }
 """Public names, and the modules that have them."""
 
-__all__ = [
-    "KINDS_OF",
-    "METHODS",
-    "OutOfMemory",
-    "PrecisionNotUsed",
-    "api",
-    "check_fp8_training_support",
-    "dataset",
-    "doctor",
-    "export",
-    "setup_fp8_mixed_precision_training",
-    "trainer",
-]
+__all__ = list(MODULES)
 
 
 def __getattr__(name: str) -> Any:

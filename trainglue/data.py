@@ -30,7 +30,7 @@ from datakit.shards import Shards
 from datakit.terminal import plural, safe
 from datakit.tokens.compare import mismatch, recorded
 from datakit.tokens.load import Tokenizer
-from trainglue.methods import KINDS_OF, METHODS, Method, method_named
+from trainglue.methods import METHODS, Method, method_named
 
 if TYPE_CHECKING:
     import datasets
@@ -109,8 +109,9 @@ def dataset(folder: Folder, *, method: str, split: str | None = None) -> dataset
         datakit.UsageError: the method is unknown or does not train on this kind.
         datakit.CannotJudge: the folder is not what its manifest says.
     """
-    shards = open_shards(folder, method_named(method), split)
-    _check_kind(shards, method_named(method), KINDS_OF[method])
+    kind = method_named(method)
+    shards = open_shards(folder, kind, split)
+    _check_kind(shards, kind, kind.kinds)
     return shards.to_datasets()
 
 
@@ -438,6 +439,3 @@ def check_rows(rows: Rows) -> None:
     """
     if not len(rows):
         raise UnreadableInput(f"{rows.shards.path} has no rows to train on", "`datakit stats` says what is in it.")
-
-
-__all__ = ["KINDS_OF", "METHODS", "Rows", "dataset"]

@@ -77,9 +77,6 @@ METHODS: Final[Mapping[str, Method]] = {
     )
 }
 
-KINDS_OF: Final[Mapping[str, tuple[str, ...]]] = {method.name: method.kinds for method in METHODS.values()}
-"""Method to the kinds of shards that it trains on."""
-
 
 def method_named(name: str) -> Method:
     """The method of that name.
