@@ -160,22 +160,12 @@ def test_formats():
     assert rewards.think_format(thoughts) == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
-def test_a_pattern_matches_all_of_a_text():
-    reward = rewards.matches(r"yes|no")
-    assert reward(["yes", "no", "yes, no", chat("no"), ""]) == [1, 1, 0, 1, 0]
-
-
-@given(some.integers(1, 100), some.integers(0, 500))
-def test_length_falls_evenly(tokens, size):
-    reward, longer = (value or 0.0 for value in rewards.at_most(tokens)(completion_ids=[[0] * size, [0] * (size + 1)]))
+@given(some.integers(0, 1500))
+def test_length_falls_evenly(size):
+    reward, longer = rewards.length([[0] * size, [0] * (size + 1)])
     assert -1 <= longer <= reward <= 0
-    assert (reward == 0) == (size <= tokens)
-    assert (reward == -1) == (size >= 2 * tokens)
-
-
-def test_length_needs_a_number():
-    with pytest.raises(UsageError):
-        rewards.at_most(0)
+    assert (reward == 0) == (size <= 512)
+    assert (reward == -1) == (size >= 1024)
 
 
 # ---------------------------------------------------------------- how they are found

@@ -49,6 +49,11 @@ PASSED: Final = frozenset(
 )
 """What TRL passes to a reward function beside the columns."""
 
+THOUGHT: Final = re.compile(
+    r"\s*(?:<think>)?(?:(?!</?think>).)*</think>\s*(?:(?!</?think>)\S)(?:(?!</?think>).)*", re.DOTALL
+)
+"""One thought and an answer behind it."""
+
 LONG: Final = 512
 
 WRITE: Final = "Write def my_reward(completions, **columns), which returns a number or None for each completion."
@@ -273,41 +278,15 @@ def answer_format(completions: Sequence[Completion], **_: Any) -> list[float]:
     return [float(sum(len(mark(text)) for mark in MARKS) == 1) for text in texts]
 
 
-def matches(pattern: str) -> Reward:
-    """A reward: 1 if a regular expression matches the whole text, line feeds included, else 0."""
-    compiled = re.compile(pattern, re.DOTALL)
-
-    def reward(completions: Sequence[Completion], **_: Any) -> list[float]:
-        return [float(compiled.fullmatch(text_of(completion)) is not None) for completion in completions]
-
-    return _named("matches", f"1 if the text is of the form {pattern}, else 0.", reward)
+def think_format(completions: Sequence[Completion], **_: Any) -> list[float]:
+    """1 if there is one thought, ended by </think>, and an answer after it, else 0; <think> may stand in the prompt."""
+    return [float(THOUGHT.fullmatch(text_of(completion)) is not None) for completion in completions]
 
 
-def at_most(tokens: int) -> Reward:
-    """A reward: 0 up to so many tokens, then falling evenly to -1 at twice as many, where it stays."""
-    if tokens < 1:
-        raise UsageError(f"at_most {tokens} tokens", "It is a number of tokens, 1 or more.")
+def length(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    """0 up to 512 tokens, then falling evenly to -1 at 1024, where it stays."""
+    return [-min(max(len(ids) - LONG, 0) / LONG, 1.0) for ids in completion_ids]
 
-    def reward(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        return [-min(max(len(ids) - tokens, 0) / tokens, 1.0) for ids in completion_ids]
-
-    doc = f"0 up to {tokens} tokens, then falling evenly to -1 at {2 * tokens}."
-    return _named(f"at_most_{tokens}", doc, reward)
-
-
-def _named(name: str, doc: str, reward: Any) -> Reward:
-    """GRPO logs a reward by its name."""
-    reward.__name__ = reward.__qualname__ = name
-    reward.__doc__ = doc
-    return reward
-
-
-think_format = _named(
-    "think_format",
-    "1 if there is one thought, ended by </think>, and an answer after it, else 0; <think> may stand in the prompt.",
-    matches(r"\s*(?:<think>)?(?:(?!</?think>).)*</think>\s*(?:(?!</?think>)\S)(?:(?!</?think>).)*"),
-)
-length = _named("length", f"0 up to {LONG} tokens, then falling evenly to -1 at {2 * LONG}.", at_most(LONG))
 
 READY: Final[Mapping[str, Reward]] = {
     "exact_match": exact_match,
@@ -334,10 +313,7 @@ def _callable(reward: Any, name: str) -> Reward:
             f"reward {name} does not say what it takes", f"Give a function that calls it. {WRITE}"
         ) from None
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        raise UsageError(
-            f"reward {name} takes no **columns, and GRPO passes it every column",
-            WRITE,
-        )
+        raise UsageError(f"reward {name} takes no **columns, and GRPO passes it every column", WRITE)
     return reward
 
 
