@@ -13,7 +13,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -22,38 +21,25 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 from datakit.errors import UsageError
 from trainglue.methods import Method
 
-
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """An option under another name.
-
-    Attributes:
-        new: its name today.
-        since: the release from which on the new name is there.
-    """
-
-    new: str
-    since: str
-
-
-RENAMED: Final[Mapping[str, Renamed]] = {
-    "max_seq_length": Renamed("max_length", "TRL 0.16"),
-    "evaluation_strategy": Renamed("eval_strategy", "transformers 4.41"),
-    "warmup_ratio": Renamed("warmup_steps", "transformers 5.0: a warmup_steps below 1 is a share of all steps"),
-    "epochs": Renamed("num_train_epochs", "TRL, always"),
-    "num_epochs": Renamed("num_train_epochs", "TRL, always"),
-    "lr": Renamed("learning_rate", "TRL, always"),
-    "batch_size": Renamed("per_device_train_batch_size", "TRL, always"),
-    "no_cuda": Renamed("use_cpu", "transformers 4.34"),
-    "per_gpu_train_batch_size": Renamed("per_device_train_batch_size", "transformers 3"),
-    "per_gpu_eval_batch_size": Renamed("per_device_eval_batch_size", "transformers 3"),
-    "push_to_hub_token": Renamed("hub_token", "transformers 4.34"),
-    "push_to_hub_model_id": Renamed("hub_model_id", "transformers 4.34"),
-    "gradient_checkpointing": Renamed("activation_checkpointing", "transformers 5.23"),
-    "gradient_checkpointing_kwargs": Renamed("activation_checkpointing_kwargs", "transformers 5.23"),
-    "loss_calculater": Renamed("loss_type", "TRL 1.0"),
+RENAMED: Final[Mapping[str, tuple[str, str]]] = {
+    "max_seq_length": ("max_length", "TRL 0.16"),
+    "evaluation_strategy": ("eval_strategy", "transformers 4.41"),
+    "warmup_ratio": ("warmup_steps", "transformers 5.0: a warmup_steps below 1 is a share of all steps"),
+    "epochs": ("num_train_epochs", "TRL, always"),
+    "num_epochs": ("num_train_epochs", "TRL, always"),
+    "lr": ("learning_rate", "TRL, always"),
+    "batch_size": ("per_device_train_batch_size", "TRL, always"),
+    "no_cuda": ("use_cpu", "transformers 4.34"),
+    "per_gpu_train_batch_size": ("per_device_train_batch_size", "transformers 3"),
+    "per_gpu_eval_batch_size": ("per_device_eval_batch_size", "transformers 3"),
+    "push_to_hub_token": ("hub_token", "transformers 4.34"),
+    "push_to_hub_model_id": ("hub_model_id", "transformers 4.34"),
+    "gradient_checkpointing": ("activation_checkpointing", "transformers 5.23"),
+    "gradient_checkpointing_kwargs": ("activation_checkpointing_kwargs", "transformers 5.23"),
+    "loss_calculater": ("loss_type", "TRL 1.0"),
 }
-"""Old name of an option to the new one; taken either way, as the installed version needs it."""
+"""Old name of an option to the new one, and the release that has it first; taken either way, as the installed version
+needs it."""
 
 _LOADING: Final = (
     "an argument of the loading: --model-init-kwargs '{{\"{0}\": {1}}}', or the dict model_init_kwargs in Python"
@@ -66,12 +52,15 @@ DECIDED: Final[Mapping[str, str]] = {
     "dataset_text_field": "not needed: shards have columns of fixed names",
     "dataset_kwargs": "set by trainglue: rows are tokenised already",
     "dataset_num_proc": "not needed: no row is tokenised in the process that trains",
-    "packing": "rows are packed when they are formatted: datakit format --pack, or format.pack",
-    "packing_strategy": "rows are packed when they are formatted: datakit format --pack, or format.pack",
-    "eval_packing": "rows are packed when they are formatted: datakit format --pack, or format.pack",
+    **dict.fromkeys(
+        ("packing", "packing_strategy", "eval_packing"),
+        "rows are packed when they are formatted: datakit format --pack, or format.pack",
+    ),
     "padding_free": "set by trainglue, for packed rows",
-    "assistant_only_loss": "what is trained is decided when rows are formatted: format.train_on",
-    "completion_only_loss": "what is trained is decided when rows are formatted: format.train_on",
+    **dict.fromkeys(
+        ("assistant_only_loss", "completion_only_loss"),
+        "what is trained is decided when rows are formatted: format.train_on",
+    ),
     "chat_template_path": "give chat_template, a file",
     "eos_token": "the end of a turn is read from the data and put into generation_config",
     "pad_token": "the rule of `datakit` chooses it",
@@ -88,14 +77,12 @@ DECIDED: Final[Mapping[str, str]] = {
 """Options that trainglue decides, since the rows are tokenised and fitted already, to what to write instead."""
 
 REMOVED: Final[Mapping[str, str]] = {
-    "dataset_batch_size": "removed in TRL 0.18",
+    **dict.fromkeys(("dataset_batch_size", "chars_per_token", "num_of_sequences"), "removed in TRL 0.18"),
     "max_prompt_length": "removed in TRL 0.26-1.0; rows are fitted when they are formatted: format.truncation",
     "max_completion_length": "rows are fitted when they are formatted: format.truncation; an option of grpo",
     "padding_value": "removed in TRL 0.26-0.29; the pad token pads, and the rule of `datakit` chooses it",
     "tools": "removed in TRL 0.26-0.29; tools are a column of the rows, and rendered when these are formatted",
     "generate_during_eval": "removed in TRL 0.26-0.29 except for orpo and cpo; generate from a checkpoint",
-    "chars_per_token": "removed in TRL 0.18",
-    "num_of_sequences": "removed in TRL 0.18",
     "use_liger": "removed in TRL 0.18; use_liger_kernel",
     "use_liger_loss": "removed in TRL 0.26-0.29; the fused loss is the default since 1.15, use_liger_kernel before",
     "loss_seq_chunk_size": "not needed: since TRL 1.15 the loss is computed in chunks and full logits are never built; "
@@ -103,19 +90,15 @@ REMOVED: Final[Mapping[str, str]] = {
     "label_pad_token_id": "removed in TRL 0.26-0.29; -100, always",
     "rpo_alpha": "removed in TRL 0.26-0.29; loss_type ['sigmoid', 'sft'] with loss_weights",
     "reference_free": "removed in TRL 0.26-0.29; cpo and orpo need no reference",
-    "force_use_ref_model": "removed in TRL 0.26-0.29",
+    **dict.fromkeys(("force_use_ref_model", "model_adapter_name", "ref_adapter_name"), "removed in TRL 0.26-0.29"),
     "ref_model_init_kwargs": "removed in TRL 0.26-0.29; model_init_kwargs holds for both",
-    "model_adapter_name": "removed in TRL 0.26-0.29",
-    "ref_adapter_name": "removed in TRL 0.26-0.29",
     "overwrite_output_dir": "removed in transformers 5.0; overwrite, an argument of trainglue",
     "save_safetensors": "removed in transformers 5.0; always so",
-    "half_precision_backend": "removed in transformers 5.0",
-    "include_tokens_per_second": "removed in transformers 5.0",
+    **dict.fromkeys(("half_precision_backend", "include_tokens_per_second"), "removed in transformers 5.0"),
     "include_inputs_for_metrics": "removed in transformers 5.0; include_for_metrics",
     "group_by_length": "removed in transformers 5.x; train_sampling_strategy = 'group_by_length'",
     "logging_dir": "removed in transformers 5.x; the environment variable TENSORBOARD_LOGGING_DIR",
-    "load_in_4bit": "give precision qlora",
-    "load_in_8bit": "give precision qlora",
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "give precision qlora"),
     "torch_dtype": "give dtype",
     "attn_implementation": _LOADING.format("attn_implementation", '"sdpa"'),
     "device_map": _LOADING.format("device_map", '"auto"'),
@@ -126,8 +109,7 @@ REMOVED: Final[Mapping[str, str]] = {
     "lora_dropout": "a field of lora: lora = {r = 16, lora_dropout = 0.05}",
     "target_modules": "a field of lora: lora = {r = 16, target_modules = ['q_proj']}",
     "train_file": "give data",
-    "model_name_or_path": "give model",
-    "model_name": "give model",
+    **dict.fromkeys(("model_name_or_path", "model_name"), "give model"),
     "bnb_4bit_quant_type": "nf4 with double quantisation, always: precision qlora",
 }
 """Names that the newest TRL does not know, to where they went."""
@@ -135,28 +117,12 @@ REMOVED: Final[Mapping[str, str]] = {
 UNREAD: Final = ("max_prompt_length", "max_completion_length")
 """Options of ORPO and CPO that cut while they tokenise, which they do not do here."""
 
-LEARNING_RATES: Final[Mapping[str, float]] = {
-    "sft": 2e-5,
-    "prm": 1e-5,
-    "reward": 1e-5,
-    "dpo": 1e-6,
-    "kto": 1e-6,
-    "bco": 1e-6,
-    "cpo": 1e-6,
-    "orpo": 8e-6,
-    "grpo": 1e-6,
-}
-"""For full fine-tuning; with LoRA ten times that."""
+LEARNING_RATES: Final[Mapping[str, float]] = {"sft": 2e-5, "reward": 1e-5, "prm": 1e-5, "orpo": 8e-6}
+"""For full fine-tuning, 1e-6 for the others; with LoRA ten times that."""
 
 LEAST: Final[Mapping[str, int]] = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "num_train_epochs": 0,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "seed": 0,
-    "dataloader_num_workers": 0,
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("num_train_epochs", "learning_rate", "weight_decay", "seed", "dataloader_num_workers"), 0),
 }
 """The least value of options that a trainer would take below it, and then fail or train nothing."""
 
@@ -183,7 +149,7 @@ def presets(method: str, *, lora: bool = False, evaluates: bool = False) -> dict
         lora: adapters are trained, which takes ten times the learning rate.
         evaluates: there are rows to evaluate on.
     """
-    rate = LEARNING_RATES[method] * (10 if lora else 1)
+    rate = LEARNING_RATES.get(method, 1e-6) * (10 if lora else 1)
     defaults: dict[str, Any] = {
         "num_train_epochs": 1 if method == "grpo" else 3,
         "per_device_train_batch_size": 4,
@@ -233,8 +199,8 @@ def settings(
     """
     taken, notes = checked(config_class, method, given)
     ours = translated(config_class, defaults)
-    for old, renamed in RENAMED.items():  # where a version has both names, the one that is given counts
-        for one, other in ((old, renamed.new), (renamed.new, old)):
+    for old, (new, _) in RENAMED.items():  # where a version has both names, the one that is given counts
+        for one, other in ((old, new), (new, old)):
             if one in taken:
                 ours.pop(other, None)
     return _stock_defaults(config_class) | ours | taken, notes
@@ -347,10 +313,9 @@ def _current(name: str, value: Any, names: set[str]) -> tuple[str, Any]:
         return "warmup_ratio", value  # transformers 4 takes whole steps only
     if name in names:
         return name, value
-    if name in RENAMED and RENAMED[name].new in names:
-        return RENAMED[name].new, value
-    older = next((old for old, renamed in RENAMED.items() if renamed.new == name and old in names), name)
-    return older, value
+    if name in RENAMED and RENAMED[name][0] in names:
+        return RENAMED[name][0], value
+    return next((old for old, (new, _) in RENAMED.items() if new == name and old in names), name), value
 
 
 def _unknown(name: str, method: Method, names: set[str]) -> UsageError:
@@ -364,5 +329,5 @@ def where_it_went(name: str) -> str:
     """What became of an option, in a sentence; empty where nothing is known of it."""
     text = DECIDED.get(name) or REMOVED.get(name) or ""
     if not text and name in RENAMED:
-        text = f"it is {RENAMED[name].new} ({RENAMED[name].since})"
+        text = "it is {} ({})".format(*RENAMED[name])
     return f"{text[0].upper()}{text[1:]}." if text else ""
