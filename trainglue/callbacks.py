@@ -8,24 +8,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
 from tqdm import tqdm
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
+from trainglue import runs
 from trainglue.streams import STATE, Position
 
 RECORD: Final = "run.json"
 SHOWN: Final = (
-    "loss",
-    "eval_loss",
-    "rewards/accuracies",
-    "rewards/margins",
-    "reward",
-    "kl",
-    "grad_norm",
-    "learning_rate",
+    *("loss", "eval_loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "grad_norm", "learning_rate"),
+    "epoch",
 )
 """Metrics that a line shows, in this order."""
 
@@ -103,10 +99,7 @@ class StreamState(TrainerCallback):
 
 def read(folder: Path) -> dict[str, Any]:
     """The record of an earlier run in a folder; empty without one."""
-    try:
-        found = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    found = runs.json_of(folder / RECORD)
     return found if isinstance(found, dict) else {}
 
 
@@ -139,15 +132,5 @@ class Bar(ProgressCallback):
 
 def metrics(logs: Mapping[str, Any]) -> str:
     """`loss 2.31  learning_rate 2e-05  epoch 0.5`."""
-    found = {name: float(logs[name]) for name in (*SHOWN, "epoch") if _is_number(logs.get(name))}
-    if not found.keys() - {"epoch"}:
-        return ""
-    return "  ".join(f"{name} {value:.4g}" for name, value in found.items())
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    found = {name: float(logs[name]) for name in SHOWN if isinstance(logs.get(name), Real)}
+    return "  ".join(f"{name} {value:.4g}" for name, value in found.items()) if found.keys() - {"epoch"} else ""

@@ -27,17 +27,8 @@ from trainglue.data import Rows
 from trainglue.methods import Method
 
 PACKAGES: Final = (
-    "torch",
-    "transformers",
-    "trl",
-    "datasets",
-    "peft",
-    "accelerate",
-    "unsloth",
-    "torchao",
-    "bitsandbytes",
+    *("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "torchao", "bitsandbytes"),
 )
-
 
 STATE: Final = "trainer_state.json"
 """What transformers writes last into a checkpoint."""
@@ -48,21 +39,9 @@ OF_PEFT: Final = frozenset(
 """Fields of a LoraConfig that say nothing about training."""
 
 MADE: Final = (
-    "checkpoint-*",
-    "run.json",
-    "data_manifest.json",
-    "running.json",
-    "training_args.bin",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*config.json",
-    "tokenizer*",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "README.md",
+    *("checkpoint-*", "run.json", "data_manifest.json", "training_args.bin", "README.md"),
+    *("*.safetensors", "*.safetensors.index.json", "*config.json"),
+    *("tokenizer*", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
 )
 """What a run leaves in its folder; an older one must not lie among a newer one's."""
 
@@ -213,7 +192,7 @@ class Run:
 
     def checkpoint(self) -> Path | None:
         """The last complete checkpoint, where the run is to go on."""
-        complete = (path for path in reversed(self._checkpoints()) if _is_json(path / self.last))
+        complete = (path for path in reversed(self._checkpoints()) if json_of(path / self.last) is not None)
         return next(complete, None) if self.resume else None
 
     def _checkpoints(self) -> list[Path]:
@@ -235,12 +214,12 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _is_json(path: Path) -> bool:
+def json_of(path: Path) -> Any:
+    """What a file holds; None where it is missing or no whole JSON."""
     try:
-        json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return False
-    return True
+        return None
 
 
 def _with_bases(paths: Iterable[Path]) -> Iterator[Path]:
