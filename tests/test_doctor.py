@@ -75,7 +75,7 @@ def test_the_command_line():
     command = [
         sys.executable,
         "-m",
-        "trainglue.cli",
+        "trainglue",
         "doctor",
         "sft",
         "--precision",
@@ -288,7 +288,7 @@ def test_the_signature_decides_over_the_fields():
 
 
 def test_the_command_line_of_api():
-    command = [sys.executable, "-m", "trainglue.cli", "api", "kto"]
+    command = [sys.executable, "-m", "trainglue", "api", "kto"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "  max_length " in done.stdout

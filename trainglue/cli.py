@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from datakit.mixing import recipe as recipes
 from datakit.output import manifest as manifests
 from datakit.terminal import plural
 from trainglue import config, options
-from trainglue.methods import METHODS
+from trainglue.methods import METHODS, resolve
 
 EPILOG: Final = (
     "Every option of the trainer's config in the installed TRL is an option here under its own name, such as "
@@ -76,7 +76,6 @@ def _command(name: str, line: str, *arguments: click.Parameter) -> click.Command
         method = name
         if file is not None:
             told = config.load(file) | told
-            config.check(told, "command line")
             method = told.pop("method")
         _run(method, told, print_config)
 
@@ -93,19 +92,19 @@ def _command(name: str, line: str, *arguments: click.Parameter) -> click.Command
 
 def _option(field: config.Field) -> click.Option:
     names = [f"--{field.name.replace('_', '-')}", *(["--output"] if field.name == "output_dir" else []), field.name]
-    if field.type == "bool":
+    if field.type == "boolean":
         return click.Option(names, is_flag=True, help=field.help)
-    types: dict[str, Any] = {"int": click.INT, "float": click.FLOAT}
-    kind = click.Choice(list(field.choices)) if field.choices else types.get(field.type, click.STRING)
-    several = field.type in ("fields", "texts")
+    kinds: dict[str, Any] = {"integer": click.INT, "number": click.FLOAT}
+    several = "object" in field.type or "array" in field.type
+    kind = click.Choice(list(field.choices)) if field.choices else kinds.get(str(field.type), click.STRING)
     return click.Option(names, type=kind, multiple=several, help=field.help, metavar=field.metavar or None)
 
 
 def _read(field: config.Field, value: Any) -> Any:
     """What was typed for a field; tables are typed in parts."""
-    if field.type == "fields":
+    if "object" in field.type:
         return config.fields_of(value, f"--{field.name.replace('_', '-')}")
-    return list(value) if field.type == "texts" else value
+    return list(value) if "array" in field.type else value
 
 
 def _others(arguments: Sequence[str]) -> dict[str, Any]:
@@ -181,9 +180,12 @@ def _quiet() -> Iterator[None]:
 
 def _print_config(method: str, told: Mapping[str, Any]) -> None:
     """The run as a run.toml, checked as a run is; whether it goes on or replaces another is not part of it."""
-    from trainglue import training
+    from trainglue import engines, models, training
 
-    config_class = _config_class(method, told.get("engine", "auto"), told.get("lora"))
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        engines.choose(told.get("engine", "auto"), folder)
+        models.check_lora(told.get("lora"))
+        config_class = resolve(method)[1]
     names = [field.name for field in config.FIELDS]
     own = {name: told[name] for name in names if name in told and name not in ("resume", "overwrite")}
     of_config = {name: value for name, value in told.items() if name not in names}
@@ -205,16 +207,6 @@ def _form(data: str) -> str:
     """The form of the rows in a shard folder, or in the sources of a recipe; empty where there is none."""
     path = Path(recipes.read(data).sources[0].path if data.endswith(".toml") and Path(data).is_file() else data)
     return str(manifests.load(path)["form"]) if (path / manifests.NAME).is_file() else ""
-
-
-def _config_class(method: str, engine: str, lora: Any) -> type[Any]:
-    from trainglue import engines, models
-    from trainglue.methods import resolve
-
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        engines.choose(engine, folder)
-        models.check_lora(lora)
-        return resolve(method)[1]
 
 
 @main.command()
@@ -261,10 +253,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     from trainglue.machine import diagnosis
 
     found = diagnosis.doctor(**options)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        click.echo(diagnosis.describe(found))
+    _tell(found, diagnosis.describe, as_json)
     if found.exit_code:
         raise click.exceptions.Exit(found.exit_code)
 
@@ -283,10 +272,7 @@ def api(as_json: bool, **options: Any) -> None:
 
     with _quiet():
         found = signatures.api(**options)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        click.echo(signatures.describe(found))
+    _tell(found, signatures.describe, as_json)
 
 
 @main.command(epilog="Exit codes: 0 written, 2 wrong call, 4 not written, 70 the result computes something else.")
@@ -317,11 +303,12 @@ def export(as_json: bool, **options: Any) -> None:
 
     with _quiet():
         made = exporting.export(**options)
+    _tell(made, exporting.describe, as_json)
+
+
+def _tell(found: Any, text: Callable[[Any], str], as_json: bool) -> None:
+    """Print it, for a program or for a person."""
     if as_json:
-        print_json(made.to_json())
+        print_json(found.to_json())
     else:
-        click.echo(exporting.describe(made))
-
-
-if __name__ == "__main__":
-    main()
+        click.echo(text(found))

@@ -39,7 +39,7 @@ class Field:
     Attributes:
         name: in the library, in run.toml, and with - for _ on the command line.
         help: one sentence.
-        type: of its value: str, int, float, bool; `fields` for a table; `texts` for one or more strings.
+        type: of its value, as JSON Schema names it; an object is a table, string and array are one or more texts.
         choices: the words that it takes.
         metavar: what the help shows for the value.
         least: of a number, itself allowed.
@@ -49,7 +49,7 @@ class Field:
 
     name: str
     help: str
-    type: str = "str"
+    type: str | Sequence[str] = "string"
     choices: Sequence[str] = ()
     metavar: str = ""
     least: int | None = None
@@ -67,7 +67,7 @@ FIELDS: Final = (
     Field(
         "eval_share",
         "Share of the rows to hold out, by content; 0.1 by default, 0 for GRPO, packed rows and streams.",
-        "float",
+        "number",
         metavar="X",
         least=0,
         below=1,
@@ -77,20 +77,20 @@ FIELDS: Final = (
     Field(
         "max_length",
         "Tokens that a row may have: rows are formatted to it, or must keep to it.",
-        "int",
+        "integer",
         metavar="N",
         least=1,
     ),
     Field(
-        "format", "Options of `datakit format` for shards that are not formatted yet.", "fields", metavar="NAME=VALUE"
+        "format", "Options of `datakit format` for shards that are not formatted yet.", "object", metavar="NAME=VALUE"
     ),
     Field("engine", "Unsloth where it is installed (auto), or as named.", choices=ENGINES),
     Field("precision", "By default bf16 on a GPU that has it, else fp16; fp32 on a CPU.", choices=PRECISIONS),
-    Field("fp8", "Settings of FP8: backend, recipe, emulate.", "fields", metavar="NAME=VALUE"),
+    Field("fp8", "Settings of FP8: backend, recipe, emulate.", "object", metavar="NAME=VALUE"),
     Field(
         "lora",
         "Train new adapters of this rank, or with these fields of LoraConfig; by default all weights.",
-        "fields",
+        ["integer", "object"],
         metavar="R|NAME=VALUE",
         least=1,
     ),
@@ -104,17 +104,17 @@ FIELDS: Final = (
     Field(
         "reward",
         "A reward function: one of `trainglue rewards`, or module.function of yours; repeat for several.",
-        "texts",
+        ["string", "array"],
         metavar="NAME",
         methods=["grpo"],
     ),
-    Field("streaming", "Stream the recipe in --data instead of writing the mix.", "bool"),
-    Field("early_stopping", "Evaluations without a better loss until training ends.", "int", metavar="N", least=1),
-    Field("resume", "Go on from the last checkpoint in --output-dir.", "bool"),
-    Field("overwrite", "Replace the run in --output-dir.", "bool"),
+    Field("streaming", "Stream the recipe in --data instead of writing the mix.", "boolean"),
+    Field("early_stopping", "Evaluations without a better loss until training ends.", "integer", metavar="N", least=1),
+    Field("resume", "Go on from the last checkpoint in --output-dir.", "boolean"),
+    Field("overwrite", "Replace the run in --output-dir.", "boolean"),
 )
 REQUIRED: Final = ("method", "model", "data", "output_dir")
-PATHS: Final = ("model", "data", "output_dir", "eval_data", "tokenizer", "chat_template", "ref_model")
+PATHS: Final = ("model", "data", "eval_data", "tokenizer", "chat_template", "ref_model")
 
 OTHER_NAMES: Final = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 """What fields are called elsewhere, and too far from their names to be found near them."""
@@ -139,27 +139,14 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UnreadableInput(f"{path}: {error.strerror}", "Name a TOML file; `--print-config` writes one.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}", "A TOML file: name = value, a line each.") from None
-    check(found, str(path))
+    if missing := [name for name in REQUIRED if name not in found]:
+        raise UsageError(f"{path}: no {missing[0]}", schema()["properties"][missing[0]]["description"])
+    check_values(found, str(path))
     base = Path(path).parent
     for name in PATHS:
         if name in found and (base / found[name]).exists():
             found[name] = str(base / found[name])
-    if not os.path.isabs(found["output_dir"]):  # noqa: PTH117
-        found["output_dir"] = str(base / found["output_dir"])
-    return found
-
-
-def check(given: Mapping[str, Any], where: str) -> None:
-    """Refuse what the schema refuses.
-
-    Raises:
-        UsageError: with the place and what is allowed there.
-    """
-    known = schema()["properties"]
-    for name in REQUIRED:
-        if name not in given:
-            raise UsageError(f"{where}: no {name}", known[name]["description"])
-    check_values(given, where)
+    return found | {"output_dir": str(base / found["output_dir"])}
 
 
 def check_values(given: Mapping[str, Any], where: str) -> None:
@@ -226,27 +213,15 @@ def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a run.toml."""
-    types = {
-        "str": "string",
-        "int": "integer",
-        "float": "number",
-        "bool": "boolean",
-        "fields": "object",
-        "texts": ["string", "array"],
-    }
     tables = {
         "format": [name for name in inspect.signature(datakit.format).parameters if name not in NOT_FOR_FORMAT],
         "fp8": [field.name for field in fields(Fp8)],
     }
     properties: dict[str, Any] = {"method": {"description": "What is trained.", "enum": list(METHODS)}}
     for field in FIELDS:
-        rule: dict[str, Any] = {"description": field.help, "type": types[field.type]}
-        if field.name == "lora":
-            rule["type"] = ["integer", "object"]
-        if field.choices:
-            rule = {"description": field.help, "enum": list(field.choices)}
+        of_value = {"enum": list(field.choices)} if field.choices else {"type": field.type}
         bounds = {"minimum": field.least, "exclusiveMaximum": field.below}
-        rule |= {bound: number for bound, number in bounds.items() if number is not None}
+        rule = {"description": field.help, **of_value, **{bound: n for bound, n in bounds.items() if n is not None}}
         if field.name in tables:
             rule["propertyNames"] = {"enum": tables[field.name]}
         properties[field.name] = rule

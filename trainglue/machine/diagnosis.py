@@ -330,7 +330,7 @@ def _machine(seen: Mapping[str, Any]) -> Iterator[Check]:
             str(len(seen["gpus"])),
             "note",
             "TRL refuses several GPUs in one process",
-            f"torchrun --nproc-per-node {len(seen['gpus'])} -m trainglue.cli ...    (or CUDA_VISIBLE_DEVICES=0)",
+            f"torchrun --nproc-per-node {len(seen['gpus'])} -m trainglue ...    (or CUDA_VISIBLE_DEVICES=0)",
         )
     if Path("unsloth_compiled_cache").is_dir():
         reason = "classes that Unsloth generated for other versions or options may be taken from it"
