@@ -71,12 +71,8 @@ def device_type(use_cpu: bool = False) -> str:
     """Where training runs: cuda, mps, xpu or cpu."""
     import torch
 
-    if use_cpu:
-        return "cpu"
-    found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
-    if found is not None:
-        return str(found.type)
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = None if use_cpu else torch.accelerator.current_accelerator()
+    return str(found.type) if found is not None else "cpu"
 
 
 def default_precision(device: str) -> str:
@@ -134,17 +130,21 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return min(found)[2] if found else None
 
 
-def stop_at(model: Any, end: int | None, tokenizer: Any) -> list[str]:
-    """Let generation stop where the template ends a turn; a sentence where that was news to the model."""
+def stop_at(model: Any, tokenizer: Any, *ends: int | None) -> tuple[list[str], list[str]]:
+    """Let generation stop at more tokens, since a model that ends its turn with one that nobody stops at talks on.
+
+    Returns:
+        All tokens that it stops at now, and a sentence where some were news to the model.
+    """
     config = getattr(model, "generation_config", None)
-    if config is None or end is None:
-        return []
+    if config is None:
+        return [], []
     known = config.eos_token_id
-    ids = [] if known is None else [known] if isinstance(known, int) else list(known)
-    if end in ids:
-        return []
-    config.eos_token_id = [*ids, end]
-    return [f"generation stops at {tokenizer.convert_ids_to_tokens(end)} too, which ends a turn"]
+    ids = [] if known is None else [known] if isinstance(known, int) else [*known]
+    if new := [end for end in dict.fromkeys(ends) if end is not None and end not in ids]:
+        config.eos_token_id = [*ids, *new]
+    said = f"generation also stops at {' and '.join(tokenizer.convert_ids_to_tokens(new))}"
+    return tokenizer.convert_ids_to_tokens([*ids, *new]), [said] if new else []
 
 
 # ---------------------------------------------------------------- model

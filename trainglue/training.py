@@ -178,7 +178,7 @@ def trainer(
         ref_model=ref_model,
     )
     models.check_vocabulary(loaded, vocabulary)
-    stop = models.stop_at(loaded.model, models.end_of_turn(processing), processing)
+    _, stop = models.stop_at(loaded.model, processing, models.end_of_turn(processing))
     run.say(*notes, *loaded.notes, *stop)
     weights = _weights(loaded, model, ref_model)
     conversion = _converted(loaded.model, asked, config)

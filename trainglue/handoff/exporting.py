@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,8 @@ from typing import Any, Final
 from datakit.errors import InternalError, NotWritten, UsageError
 from datakit.terminal import first_line
 from trainglue.handoff.modelfile import Frame, frame, modelfile
-from trainglue.models import CLASSES, TASKS, end_of_turn
+from trainglue.models import CLASSES, TASKS, end_of_turn, stop_at
+from trainglue.precision.formats import among
 
 FORMS: Final = ("adapter", "merged", "gguf")
 DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -103,10 +104,10 @@ def export(
         InternalError: the written model computes something else.
     """
     folder = _trained(Path(source))
-    _among("form", to, FORMS)
-    _among("quantization", quantization, (*OUTTYPES, *QUANTIZED))
+    among("form", to, FORMS)
+    among("quantization", quantization, (*OUTTYPES, *QUANTIZED))
     if dtype is not None:
-        _among("dtype", dtype, DTYPES)
+        among("dtype", dtype, DTYPES)
     target = Path(output)
     if target.exists():
         raise NotWritten(f"{target} exists", "Name a new folder, or remove it.")
@@ -183,7 +184,7 @@ def _merged(
     if adapter is not None:
         model = model.merge_and_unload(safe_merge=True)
     tokenizer = _save_tokenizer(folder, name, partial)
-    stops, more = _stops(model, tokenizer)
+    stops, more = stop_at(model, tokenizer, tokenizer.eos_token_id, end_of_turn(tokenizer))
     model.save_pretrained(partial)
     written = str(model.dtype).removeprefix("torch.")
     kind = type(model)
@@ -273,25 +274,6 @@ def _save_tokenizer(folder: Path, base: str, partial: Path) -> Any:
     return tokenizer
 
 
-def _stops(model: Any, tokenizer: Any) -> tuple[list[str], list[str]]:
-    """The tokens that end an answer: the model's, the tokenizer's, and what the chat template puts behind one.
-
-    All of them are written into the generation config, since a model that was trained to end its turn with a token that
-    nobody stops at talks on.
-    """
-    config = getattr(model, "generation_config", None)
-    if config is None or not model.can_generate():
-        return [], []
-    known = config.eos_token_id
-    ids = [] if known is None else [known] if isinstance(known, int) else [*known]
-    more = [end for end in (tokenizer.eos_token_id, end_of_turn(tokenizer)) if end is not None]
-    stops = list(dict.fromkeys([*ids, *more]))
-    config.eos_token_id = stops if len(stops) != 1 else stops[0]
-    names = tokenizer.convert_ids_to_tokens(stops)
-    added = [name for name, stop in zip(names, stops, strict=True) if stop not in ids]
-    return names, [f"generation also stops at {' and '.join(added)}"] if added else []
-
-
 # ---------------------------------------------------------------- GGUF and Ollama
 
 
@@ -343,11 +325,6 @@ def _script(steps: Sequence[str]) -> str:
         'cd "$(dirname "$0")"',
     ]
     return "\n".join([*head, *steps[:-1], f"echo 'Next: {steps[-1]}'"]) + "\n"
-
-
-def _among(what: str, value: str, allowed: Iterable[str]) -> None:
-    if value not in allowed:
-        raise UsageError(f"no {what} {value!r}", f"One of {', '.join(allowed)}.")
 
 
 def describe(made: Exported) -> str:
