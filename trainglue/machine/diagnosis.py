@@ -20,9 +20,10 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from datakit.errors import DatakitError, UsageError
+from datakit.errors import DatakitError
 from trainglue.methods import METHODS, OLDEST, UPGRADE, method_named
 from trainglue.precision import PRECISIONS
+from trainglue.precision.formats import among
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -93,46 +94,8 @@ class Diagnosis:
         return {**asdict(self), "exit_code": self.exit_code}
 
 
-@dataclass(frozen=True, slots=True)
-class Trap:
-    """Versions that pip lets stand side by side and that do not train together.
-
-    Attributes:
-        versions: package to the versions that are meant; an empty text stands for "not installed".
-        engine: on which engine; empty for both.
-        methods: which it stops.
-    """
-
-    versions: Mapping[str, str]
-    engine: str
-    methods: tuple[str, ...]
-    reason: str
-    fix: str
-
-
-TRAPS: Final = (
-    Trap(
-        {"trl": "==1.15.0", "triton": ""},
-        "trl",
-        ("sft", "dpo", "kto", "bco", "grpo"),
-        "TRL 1.15.0 computes its loss with triton, which is not here",
-        "--engine unsloth, which repairs it; where Unsloth is not installed: pip install 'trl==1.16.0'",
-    ),
-    Trap(
-        {"trl": f"<{OLDEST}"},
-        "",
-        tuple(METHODS),
-        f"TRL is too old; {OLDEST} and later are driven",
-        UPGRADE,
-    ),
-    Trap(
-        {"unsloth": "<2026.10.9", "gpu": ""},
-        "unsloth",
-        tuple(METHODS),
-        "Unsloth before 2026.10.9 needs a GPU",
-        "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
-    ),
-)
+BY_TRITON: Final = ("sft", "dpo", "kto", "bco", "grpo")
+"""Methods whose loss TRL 1.15.0 computes with triton."""
 
 VARIABLES: Final[Mapping[str, tuple[str, str]]] = {
     "HF_DATASETS_NUM_PROC": ("no library reads it; trainglue starts no workers beside a trainer anyway", "unset it"),
@@ -165,15 +128,14 @@ def doctor(
     """
     if method is not None:
         method_named(method)
-    if engine is not None and engine not in EXTRA:
-        raise UsageError(f"no engine {engine!r}", f"One of {', '.join(EXTRA)}.")
+    if engine is not None:
+        among("engine", engine, tuple(EXTRA))
     engines = [engine] if engine else [name for name in EXTRA if name == "trl" or installed(name)]
     found = {name: probe(name) for name in engines}
     seen = next(iter(found.values()))["machine"]
     cases = [case for name in engines for case in _cases(name, found[name])]
-    if precision is not None and precision not in {case.precision for case in cases}:
-        known = dict.fromkeys(case.precision for case in cases)
-        raise UsageError(f"no precision {precision!r}", f"One of {', '.join(known)}.")
+    if precision is not None:
+        among("precision", precision, tuple(dict.fromkeys(case.precision for case in cases)))
     asked = (case for case in cases if method in (None, case.method) and precision in (None, case.precision))
     checks = (*_machine(seen), *_packages(engines), *_variables(os.environ))
     if model is not None:
@@ -244,19 +206,22 @@ def _conflict(engine: str) -> tuple[str, str] | None:
 
 
 def _trap(engine: str, method: str, gpu: str) -> tuple[str, str] | None:
-    from packaging.specifiers import SpecifierSet
+    """Versions that pip lets stand side by side and that do not train together."""
+    from packaging.version import Version
 
-    def holds(package: str, meant: str) -> bool:
-        found = gpu if package == "gpu" else installed(package)
-        return SpecifierSet(meant).contains(found, prereleases=True) if meant and found else not (meant or found)
-
-    for trap in TRAPS:
-        if (
-            trap.engine in ("", engine)
-            and method in trap.methods
-            and all(holds(*pair) for pair in trap.versions.items())
-        ):
-            return trap.reason, trap.fix
+    trl, unsloth = installed("trl"), installed("unsloth")
+    if engine == "trl" and method in BY_TRITON and trl == "1.15.0" and not installed("triton"):
+        return (
+            "TRL 1.15.0 computes its loss with triton, which is not here",
+            "--engine unsloth, which repairs it; where Unsloth is not installed: pip install 'trl==1.16.0'",
+        )
+    if trl and Version(trl) < Version(OLDEST):
+        return f"TRL is too old; {OLDEST} and later are driven", UPGRADE
+    if engine == "unsloth" and not gpu and unsloth and Version(unsloth) < Version("2026.10.9"):
+        return (
+            "Unsloth before 2026.10.9 needs a GPU",
+            "pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9",
+        )
     return None
 
 

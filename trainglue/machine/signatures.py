@@ -20,8 +20,6 @@ from trainglue import engines
 from trainglue.methods import method_named, resolve
 from trainglue.options import DECIDED, REMOVED, RENAMED, presets, refused, where_it_went
 
-REQUIRED = "required"
-
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -119,13 +117,9 @@ def _type(annotation: Any) -> str:
 
 def _default(value: Any, field: dataclasses.Field[Any] | None) -> str:
     """The default as it is written; a dataclass hides what a factory makes."""
-    if field is not None and field.default_factory is not dataclasses.MISSING and not _plain(value):
+    if field is not None and field.default_factory is not dataclasses.MISSING and repr(value) == "<factory>":
         return repr(field.default_factory())
-    return REQUIRED if value in (inspect.Parameter.empty, dataclasses.MISSING) else repr(value)
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, list, dict, tuple, type(None)))
+    return "required" if value is inspect.Parameter.empty else repr(value)
 
 
 def describe(interface: Interface) -> str:
