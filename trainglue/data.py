@@ -71,12 +71,6 @@ class Rows:
         return len(self.dataset) if self.stream is None else self.stream.rows
 
     @property
-    def first(self) -> Mapping[str, Any]:
-        """One row."""
-        row: Mapping[str, Any] = next(iter(self.dataset))
-        return row
-
-    @property
     def content_id(self) -> str:
         """What the rows are, as a hash."""
         return self.stream.identity if self.stream is not None else str(self.shards.manifest["content_id"])
@@ -328,12 +322,8 @@ def formatted(
 
     def format_once() -> None:
         if not (folder / manifests.NAME).is_file():
-            own: dict[str, Any] = {
-                "tokenizer": tokenizer.path,
-                "method": method.format_for,
-                "chat_template": chat_template,
-            }
-            _raise_for_status(datakit.format(shards.path, folder, **own, **options))
+            given = {"method": method.format_for, "chat_template": chat_template, **options}
+            _raise_for_status(datakit.format(shards.path, folder, tokenizer=tokenizer.path, **given))
 
     alone(format_once)
     return folder

@@ -107,7 +107,8 @@ def check_prompts(rewards: Sequence[Any], template: str | None, *given: Rows | N
     Raises:
         UsageError: with the function, the column, and those that there are.
     """
-    if rewards and template is None and any(rows and not isinstance(rows.first["prompt"], str) for rows in given):
+    first = [next(iter(rows.dataset)) for rows in given if rows and rewards]
+    if template is None and any(not isinstance(row["prompt"], str) for row in first):
         raise UsageError(
             "the prompts are messages, and the tokenizer has no chat template", "Give one with --chat-template FILE."
         )

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 Messages = Sequence[Mapping[str, str]]
@@ -40,43 +41,34 @@ PROOFS: Final[Sequence[Messages]] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
-    """The fixed words before and behind the text of a turn."""
-
-    before: str
-    behind: str
-
-
-@dataclass(frozen=True, slots=True)
 class Frame:
     """A chat template as fixed words.
 
     Attributes:
-        turns: role to its words; without `system` where the template refuses one.
+        turns: role to the words before and behind its text; without `system` where the template refuses one.
         default: what stands before a conversation without a system message.
         opening: what opens the turn that the model writes.
     """
 
-    turns: Mapping[str, Around]
+    turns: Mapping[str, tuple[str, str]]
     default: str
     opening: str
 
     def words(self) -> list[str]:
         """All fixed words."""
-        around = (words for turn in self.turns.values() for words in (turn.before, turn.behind))
-        return [self.default, self.opening, *around]
+        return [self.default, self.opening, *chain(*self.turns.values())]
 
     def print(self, messages: Messages) -> str:
         """The text of a conversation with the next turn opened, as the Go template prints it."""
         start = "" if messages[0]["role"] == "system" else self.default
-        words = ((self.turns[m["role"]], m["content"]) for m in messages)
-        return start + "".join(f"{w.before}{content}{w.behind}" for w, content in words) + self.opening
+        words = ((*self.turns[m["role"]], m["content"]) for m in messages)
+        return start + "".join(f"{before}{content}{behind}" for before, behind, content in words) + self.opening
 
     def go(self) -> str:
         """The same as a Go template of Ollama."""
         branches = [
-            f'{{{{ {"else " * bool(at)}if eq .Role "{role}" }}}}{words.before}{{{{ .Content }}}}{words.behind}'
-            for at, (role, words) in enumerate(self.turns.items())
+            f'{{{{ {"else " * bool(at)}if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{behind}'
+            for at, (role, (before, behind)) in enumerate(self.turns.items())
         ]
         loop = f"{{{{ range .Messages }}}}{''.join(branches)}{{{{ end }}}}{{{{ end }}}}"
         start = f'{{{{ $first := index .Messages 0 }}}}{{{{ if ne $first.Role "system" }}}}{self.default}{{{{ end }}}}'
@@ -118,11 +110,11 @@ def _read_off(rendered: Callable[..., str]) -> Frame:
     closed = _attempt(lambda: _split(rendered([ASKED, ANSWERED], False), ANSWERED))
     before_user = _shared_end([start, to_next, *system[1:2], *map(to_next.removeprefix, closed[1:])])
     turns = {
-        "user": Around(before_user, behind_user),
-        "assistant": Around(to_answer.removeprefix(behind_user), to_next.removesuffix(before_user)),
+        "user": (before_user, behind_user),
+        "assistant": (to_answer.removeprefix(behind_user), to_next.removesuffix(before_user)),
     }
     if system:
-        turns = {"system": Around(system[0], system[1].removesuffix(before_user)), **turns}
+        turns = {"system": (system[0], system[1].removesuffix(before_user)), **turns}
     return Frame(turns, start.removesuffix(before_user), end.removeprefix(behind_user))
 
 
