@@ -71,9 +71,8 @@ class Guarded:
         Raises:
             OutOfMemory: with what to change.
         """
-        if self.is_in_train and self.args.auto_find_batch_size:  # which takes less and tries again
-            return super().evaluate(*arguments, **options)  # type: ignore[misc]
-        with advised(self.advice_to_evaluate):
+        again = self.is_in_train and self.args.auto_find_batch_size  # which takes less and tries again
+        with nullcontext() if again else advised(self.advice_to_evaluate):
             return super().evaluate(*arguments, **options)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, *arguments: Any, **options: Any) -> None:

@@ -20,7 +20,7 @@ from datakit.errors import UsageError
 from datakit.mixing import recipe as recipes
 from datakit.shards import Shards
 from trainglue import data
-from trainglue.data import Rows
+from trainglue.data import Folder, Rows
 from trainglue.methods import Method
 
 if TYPE_CHECKING:
@@ -35,15 +35,13 @@ NO_STREAM: Final = {
 }
 """Methods whose rows cannot be streamed, and why."""
 
-Recipe = str | os.PathLike[str]
 
-
-def is_recipe(name: Recipe) -> bool:
+def is_recipe(name: Folder) -> bool:
     """Whether rows are named by a recipe, not by a folder."""
     return os.fspath(name).endswith(".toml")
 
 
-def written(recipe: Recipe) -> Path:
+def written(recipe: Folder) -> Path:
     """The folder of a mix, written into the cache unless it is there.
 
     Raises:
@@ -58,7 +56,7 @@ def written(recipe: Recipe) -> Path:
 # ---------------------------------------------------------------- streamed
 
 
-def opened(recipe: Recipe, method: Method) -> list[Shards]:
+def opened(recipe: Folder, method: Method) -> list[Shards]:
     """The sources of a recipe, if a trainer can stream them.
 
     Raises:
@@ -81,7 +79,7 @@ def opened(recipe: Recipe, method: Method) -> list[Shards]:
 
 
 def rows(
-    recipe: Recipe, method: Method, config: Any, checkpoint: Path | None, limit: int | None
+    recipe: Folder, method: Method, config: Any, checkpoint: Path | None, limit: int | None
 ) -> tuple[Rows, Position]:
     """The rows of a stream from where a checkpoint left it; the config is told how many steps they make.
 

@@ -24,7 +24,7 @@ from datakit.tokens.load import load as read_tokenizer
 from trainglue import config as words
 from trainglue import data as sources
 from trainglue import engines, hooks, memory, models, options, rewards, runs, streams
-from trainglue.data import Rows
+from trainglue.data import Folder, Rows
 from trainglue.methods import Method, check_installed, method_named, resolve
 from trainglue.models import Loaded
 from trainglue.runs import Run
@@ -33,8 +33,8 @@ from trainglue.streams import Position
 OWN: Final = {"self", "model", "args", "train_dataset", "eval_dataset", *options.DECIDED}
 """Arguments of trainers that trainglue gives itself."""
 
-REPORTERS: Final = {"wandb": "wandb", "trackio": "trackio", "tensorboard": "tensorboard", "mlflow": "mlflow"}
-"""Words of `report_to`, and the packages that they need."""
+REPORTERS: Final = ("wandb", "trackio", "tensorboard", "mlflow")
+"""Words of `report_to` that are the names of the packages that they need."""
 
 ALONE: Final = {
     "split": "The recipe names the split of each source.",
@@ -45,7 +45,6 @@ ALONE: Final = {
 
 SCALAR: Final = (str, int, float)
 
-Folder = str | os.PathLike[str]
 Reward = str | Callable[..., Any]
 
 
@@ -349,11 +348,7 @@ def _tokenizer(tokenizer: Folder | None, model: Any, ref_model: Any) -> tuple[To
 
 
 def _rows(
-    shards: Shards,
-    method: Method,
-    tokenizer: Tokenizer,
-    chat_template: Folder | None,
-    preparing: Mapping[str, Any],
+    shards: Shards, method: Method, tokenizer: Tokenizer, chat_template: Folder | None, preparing: Mapping[str, Any]
 ) -> Rows:
     """The rows of shards, formatted where they are not yet; of several processes one does it."""
     wanted = {name: value for name, value in preparing.items() if value is not None}
@@ -493,9 +488,8 @@ def _check_services(arguments: Mapping[str, Any], device: str) -> None:
         raise UsageError("activation_offloading moves activations from an accelerator; this is a CPU", "Leave it out.")
     names = arguments["report_to"]
     for name in [names] if isinstance(names, str) else names or ():
-        package = REPORTERS.get(name)
-        if package is not None and find_spec(package) is None:
-            raise UsageError(f"report_to {name}: {package} is not installed", f"pip install {package}")
+        if name in REPORTERS and find_spec(name) is None:
+            raise UsageError(f"report_to {name}: {name} is not installed", f"pip install {name}")
     if arguments.get("push_to_hub") and runs.is_main():
         _check_login(arguments.get("hub_token"))
 
@@ -572,12 +566,7 @@ def _check_prompt_length(method: Method, engine: str, max_length: int | None) ->
 
 
 def _attach(
-    made: Any,
-    run: Run,
-    known: dict[str, Any],
-    early_stopping: int | None,
-    conversion: Any,
-    position: Position | None,
+    made: Any, run: Run, known: dict[str, Any], early_stopping: int | None, conversion: Any, position: Position | None
 ) -> None:
     """The callbacks of a run.
 

@@ -26,10 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from datakit.errors import UsageError
-from trainglue.precision.float8 import TELinear
+from trainglue.precision.float8 import FLOAT8, TELinear
 from trainglue.precision.formats import Conversion, PrecisionNotUsed
 
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DECODER_LAYER = re.compile(r"(.*?\.(?:layers|h|blocks)\.\d+)\.")
 
 

@@ -26,8 +26,7 @@ from torch.nn import functional
 from datakit.errors import UsageError
 from trainglue.precision.formats import Conversion, Fp8, PrecisionNotUsed
 
-CAPABILITY: Final = {"mxfp8": (10, 0)}
-HOPPER: Final = (9, 0)
+FLOAT8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
 TRAINABLE: Final = (torch.float32, torch.bfloat16, torch.float16)
 ROUTERS: Final = ("gate", "router")
 MODULE_OF: Final = {"torchao": "torchao", "te": "transformer_engine"}
@@ -110,8 +109,7 @@ def found(model: nn.Module, fp8: Fp8) -> Conversion:
 
 def stores_fp8(model: nn.Module) -> bool:
     """Whether some weights are kept in FP8, as with `fp8_weights`."""
-    kinds = (torch.float8_e4m3fn, torch.float8_e5m2)
-    return any(parameter.dtype in kinds or "Float8" in type(parameter).__name__ for parameter in model.parameters())
+    return any(parameter.dtype in FLOAT8 or "Float8" in type(parameter).__name__ for parameter in model.parameters())
 
 
 # ---------------------------------------------------------------- what the machine can do
@@ -127,7 +125,7 @@ def unsupported(fp8: Fp8) -> str:
     if not torch.cuda.is_available() or torch.version.hip:
         return "FP8 needs an NVIDIA GPU of compute capability 9.0 or later, and there is none"
     capability = torch.cuda.get_device_capability()
-    needed = CAPABILITY.get(fp8.recipe, HOPPER)
+    needed = (10, 0) if fp8.recipe == "mxfp8" else (9, 0)
     if capability >= needed:
         return ""
     text = f"FP8 ({fp8.recipe}) needs compute capability {_dotted(needed)} and this GPU has {_dotted(capability)}"

@@ -20,9 +20,6 @@ RECIPES: Final[Mapping[str, Mapping[str, int]]] = {
 """Backends and their recipes, the default first. The number is the block: both sizes of a layer and the tokens of a
 batch should be a multiple of it."""
 
-ALGORITHMS: Final = ("max", "most_recent")
-FORMATS: Final = ("HYBRID", "E4M3")
-
 
 class PrecisionNotUsed(DatakitError):
     """A run asked for a precision and does not compute in it."""
@@ -63,13 +60,13 @@ class Fp8:
         object.__setattr__(self, "backend", backend)
         object.__setattr__(self, "recipe", recipe)
         if self.fp8_format:
-            among("FP8 format", self.fp8_format, FORMATS)
+            among("FP8 format", self.fp8_format, ("HYBRID", "E4M3"))
             if backend != "te":
                 raise UsageError(
                     "torchao has no fp8_format", "Its recipe decides: tensorwise is hybrid, rowwise is E4M3."
                 )
         if self.amax_compute_algo:
-            among("amax_compute_algo", self.amax_compute_algo, ALGORITHMS)
+            among("amax_compute_algo", self.amax_compute_algo, ("max", "most_recent"))
         if (self.amax_history_len is not None or self.amax_compute_algo) and recipe != "delayed":
             raise UsageError(
                 f"recipe {recipe} of {backend} keeps no history of scales",
