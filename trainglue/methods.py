@@ -96,7 +96,7 @@ def resolve(name: str) -> tuple[type[Any], type[Any]]:
         UsageError: TRL is missing, too old, or has no such trainer.
     """
     method = method_named(name)
-    installed = check_installed(method)
+    trl = check_installed(method)
     if name == "bco":
         from trainglue import bco
 
@@ -106,20 +106,28 @@ def resolve(name: str) -> tuple[type[Any], type[Any]]:
     except ModuleNotFoundError as error:
         if error.name and not method.home.startswith(error.name):
             raise
-        raise UsageError(f"TRL {installed} has no {method.trainer}Trainer", DOCTOR) from None
-    return _class(module, f"{method.trainer}Trainer", installed), _class(module, f"{method.trainer}Config", installed)
+        raise UsageError(f"TRL {trl} has no {method.trainer}Trainer", DOCTOR) from None
+    return _class(module, f"{method.trainer}Trainer", trl), _class(module, f"{method.trainer}Config", trl)
 
 
-def _class(module: Any, name: str, installed: str) -> Any:
+def _class(module: Any, name: str, trl: str) -> Any:
     """A class of a module of TRL, which imports it when it is asked for."""
     try:
         return getattr(module, name)
     except (RuntimeError, ImportError, AttributeError) as error:
         cause = error.__cause__ or error
         raise UsageError(
-            f"TRL {installed} cannot import {name}: {next(iter(str(cause).splitlines()), '')}",
+            f"TRL {trl} cannot import {name}: {next(iter(str(cause).splitlines()), '')}",
             f"pip install {cause.name}" if isinstance(cause, ModuleNotFoundError) and cause.name else DOCTOR,
         ) from error
+
+
+def installed(package: str) -> str:
+    """The version of a package, or an empty text."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def check_installed(method: Method) -> str:
@@ -130,14 +138,13 @@ def check_installed(method: Method) -> str:
     """
     from packaging.version import Version
 
-    try:
-        installed = version("trl")
-    except PackageNotFoundError:
-        raise UsageError("TRL is not installed", "pip install 'datakit-trainglue[train]'") from None
-    if Version(installed) < Version(OLDEST):
-        raise UsageError(f"TRL {installed} is too old; {OLDEST} and later are driven", UPGRADE)
-    if method.until and Version(installed) >= Version(method.until):
+    found = installed("trl")
+    if not found:
+        raise UsageError("TRL is not installed", "pip install 'datakit-trainglue[train]'")
+    if Version(found) < Version(OLDEST):
+        raise UsageError(f"TRL {found} is too old; {OLDEST} and later are driven", UPGRADE)
+    if method.until and Version(found) >= Version(method.until):
         raise UsageError(
-            f"TRL {installed} has no {method.trainer}Trainer any more", f"pip install 'trl>={OLDEST},<{method.until}'"
+            f"TRL {found} has no {method.trainer}Trainer any more", f"pip install 'trl>={OLDEST},<{method.until}'"
         )
-    return installed
+    return found

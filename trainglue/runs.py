@@ -17,14 +17,13 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 import datakit
 from datakit.errors import UsageError
 from trainglue.data import Rows
-from trainglue.methods import Method
+from trainglue.methods import Method, installed
 
 PACKAGES: Final = (
     *("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "torchao", "bitsandbytes"),
@@ -226,8 +225,8 @@ def _with_bases(paths: Iterable[Path]) -> Iterator[Path]:
     """Paths, and behind a folder with an adapter the model that it belongs to."""
     for path in paths:
         yield path
-        if (config := path / "adapter_config.json").is_file():
-            yield Path(json.loads(config.read_text("utf-8"))["base_model_name_or_path"])
+        if config := json_of(path / "adapter_config.json"):
+            yield Path(config["base_model_name_or_path"])
 
 
 def _settled(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,9 +341,4 @@ def _unfilled(args: Any, method: Method, rows: Rows) -> tuple[int, int]:
 def versions() -> dict[str, str]:
     """Of Python, datakit and whatever of the stack is installed."""
     found = {"python": platform.python_version(), "datakit": datakit.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return found | {name: own for name in PACKAGES if (own := installed(name))}

@@ -9,7 +9,6 @@ The merged folder is loaded again before it is handed over, and must give the lo
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -23,9 +22,7 @@ from datakit.terminal import first_line
 from trainglue.handoff.modelfile import Frame, frame, modelfile
 from trainglue.models import CLASSES, TASKS, end_of_turn, stop_at
 from trainglue.precision.formats import among
-
-FORMS: Final = ("adapter", "merged", "gguf")
-DTYPES: Final = ("float32", "bfloat16", "float16")
+from trainglue.runs import json_of
 
 OUTTYPES: Final = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")
 """What llama.cpp's convert_hf_to_gguf.py writes itself; `auto` is its bf16 or f16."""
@@ -104,10 +101,10 @@ def export(
         InternalError: the written model computes something else.
     """
     folder = _trained(Path(source))
-    among("form", to, FORMS)
+    among("form", to, ("adapter", "merged", "gguf"))
     among("quantization", quantization, (*OUTTYPES, *QUANTIZED))
     if dtype is not None:
-        among("dtype", dtype, DTYPES)
+        among("dtype", dtype, tuple(TOLERANCE))
     target = Path(output)
     if target.exists():
         raise NotWritten(f"{target} exists", "Name a new folder, or remove it.")
@@ -145,15 +142,9 @@ def _trained(folder: Path) -> Path:
     raise UsageError(f"{folder} holds no trained model", hint)
 
 
-def _adapter_config(folder: Path) -> dict[str, Any] | None:
-    file = folder / "adapter_config.json"
-    config: dict[str, Any] | None = json.loads(file.read_text("utf-8")) if file.is_file() else None
-    return config
-
-
 def _adapter(folder: Path, partial: Path) -> Exported:
     """The adapter's own files, without what a checkpoint keeps for training."""
-    config = _adapter_config(folder)
+    config = json_of(folder / "adapter_config.json")
     if config is None:
         raise UsageError(f"{folder} is a whole model; no adapter was trained", "Export it with --to merged.")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -173,7 +164,7 @@ def _merged(
     """Load, merge, save, compare."""
     import torch
 
-    adapter = _adapter_config(folder)
+    adapter = json_of(folder / "adapter_config.json")
     name = os.fspath(base or (adapter["base_model_name_or_path"] if adapter else folder))
     notes: list[str] = []
     model = _load(name, adapter, dtype)

@@ -16,12 +16,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from datakit.errors import DatakitError
-from trainglue.methods import METHODS, OLDEST, UPGRADE, method_named
+from trainglue.methods import METHODS, OLDEST, UPGRADE, installed, method_named
 from trainglue.precision import PRECISIONS
 from trainglue.precision.formats import among
 
@@ -153,14 +153,6 @@ def probe(engine: str) -> dict[str, Any]:
         return {"engine": (reason, f"{sys.executable} -m trainglue.machine.probe {engine}"), "machine": {}}
     result: dict[str, Any] = json.loads(done.stdout)
     return result
-
-
-def installed(package: str) -> str:
-    """The version of a package, or an empty text."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 # ---------------------------------------------------------------- cases

@@ -74,9 +74,6 @@ def precisions(engine: str, device: str) -> dict[str, Tried]:
     """Each precision, tried."""
     from trainglue import precision
 
-    def asked(name: str) -> Callable[[], object]:
-        return lambda: precision.arguments(name, device)
-
     def fp8(backend: str) -> None:
         from trainglue.precision import float8
 
@@ -95,9 +92,9 @@ def precisions(engine: str, device: str) -> dict[str, Tried]:
         fp8("torchao")
 
     return {
-        "fp32": tried(asked("fp32")),
+        "fp32": ("", ""),
         "bf16": tried(lambda: _sixteen_bits(device)),
-        "fp16": tried(asked("fp16")),
+        "fp16": tried(lambda: precision.arguments("fp16", device)),
         "qlora": tried(lambda: _four_bits(device)),
         "fp8": tried(lambda: fp8("torchao")),
         "fp8 te": tried(lambda: fp8("te")),

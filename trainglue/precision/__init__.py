@@ -17,25 +17,13 @@ see the model, and the audit stops a run whose first step did not compute in it.
     audit        the callback that stops a run
 """
 
-from trainglue.precision.formats import PRECISIONS, Conversion, Fp8, PrecisionNotUsed
-from trainglue.precision.preparing import (
-    arguments,
-    check_fp8_training_support,
-    prepare,
-    settle,
-    setup_fp8_mixed_precision_training,
-    unsloth,
-)
-
-__all__ = [
-    "PRECISIONS",
-    "Conversion",
-    "Fp8",
-    "PrecisionNotUsed",
-    "arguments",
-    "check_fp8_training_support",
-    "prepare",
-    "settle",
-    "setup_fp8_mixed_precision_training",
-    "unsloth",
-]
+from trainglue.precision.formats import PRECISIONS as PRECISIONS
+from trainglue.precision.formats import Conversion as Conversion
+from trainglue.precision.formats import Fp8 as Fp8
+from trainglue.precision.formats import PrecisionNotUsed as PrecisionNotUsed
+from trainglue.precision.preparing import arguments as arguments
+from trainglue.precision.preparing import check_fp8_training_support as check_fp8_training_support
+from trainglue.precision.preparing import prepare as prepare
+from trainglue.precision.preparing import settle as settle
+from trainglue.precision.preparing import setup_fp8_mixed_precision_training as setup_fp8_mixed_precision_training
+from trainglue.precision.preparing import unsloth as unsloth
