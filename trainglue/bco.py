@@ -57,22 +57,6 @@ class RunningMean:
         self.count += count
         self.mean += (total - count * self.mean) / self.count
 
-    @classmethod
-    def read(cls, path: Path) -> RunningMean:
-        """From a checkpoint.
-
-        Raises:
-            UsageError: the checkpoint has none.
-        """
-        try:
-            state = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            raise UsageError(
-                f"{path.parent} holds no running mean of BCO, so its loss cannot go on",
-                "Resume from a checkpoint of a BCO run.",
-            ) from None
-        return cls(float(state["mean"]), int(state["count"]))
-
 
 class BCOLoss:
     """What makes a `KTOTrainer` one of BCO. `loss_type` has no say."""
@@ -155,4 +139,9 @@ class BCOLoss:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is not None:
-            self.running = RunningMean.read(Path(checkpoint) / STATE)
+            if not (path := Path(checkpoint) / STATE).is_file():
+                raise UsageError(
+                    f"{checkpoint} holds no running mean of BCO, so its loss cannot go on",
+                    "Resume from a checkpoint of a BCO run.",
+                )
+            self.running = RunningMean(**json.loads(path.read_text("utf-8")))

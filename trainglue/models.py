@@ -298,7 +298,12 @@ def _load_plain(
     class_name, head = CLASSES[method.head]
     given: dict[str, Any] = {"dtype": _dtype(precision, lora, dtype), **head, **options}
     if precision == "qlora":
-        given["quantization_config"] = _four_bits()
+        given["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
         if device == "cuda":
             given["device_map"] = {"": int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))}
     try:
@@ -328,18 +333,6 @@ def _dtype(precision: Any, lora: bool, dtype: Any) -> Any:
     if precision == "fp32" or not lora:
         return torch.float32
     return torch.float16 if precision == "fp16" else torch.bfloat16
-
-
-def _four_bits() -> Any:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
 
 
 def peft_config(lora: int | Mapping[str, Any] | Any, method: Method) -> Any:

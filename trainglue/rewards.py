@@ -44,9 +44,7 @@ GROUPED: Final = re.compile(r"\s*[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?\s*")
 SCORED: Final = {"prompt", "completion", "completion_ids"}
 """Columns that TRL does not pass to a reward function."""
 
-PASSED: Final = frozenset(
-    ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
-)
+PASSED: Final = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 """What TRL passes to a reward function beside the columns."""
 
 THOUGHT: Final = re.compile(

@@ -68,7 +68,7 @@ def convert(model: nn.Module, fp8: Fp8, *, make: Make | None = None) -> Conversi
             continue
         if linear not in made:
             made[linear] = make(linear).train(linear.training)
-        _put(model, name, made[linear])
+        model.set_submodule(name, made[linear])
         layers[name] = made[linear]
     if not layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:4]) or "it has no nn.Linear"
@@ -128,7 +128,7 @@ def unsupported(fp8: Fp8) -> str:
     needed = (10, 0) if fp8.recipe == "mxfp8" else (9, 0)
     if capability >= needed:
         return ""
-    text = f"FP8 ({fp8.recipe}) needs compute capability {_dotted(needed)} and this GPU has {_dotted(capability)}"
+    text = "FP8 ({}) needs compute capability {}.{} and this GPU has {}.{}".format(fp8.recipe, *needed, *capability)
     if capability == (8, 9):
         text += ": it multiplies in FP8, but tensorwise scaling with gradient checkpointing is reported to give NaN"
     return text
@@ -138,10 +138,6 @@ def must_run(fp8: Fp8) -> None:
     """Raises a UsageError if this machine cannot run it."""
     if reason := unsupported(fp8):
         raise UsageError(reason, "Choose precision bf16, or another machine; docs/fp8.md says what FP8 needs.")
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
 
 
 # ---------------------------------------------------------------- torchao
@@ -262,11 +258,3 @@ def _advance_once(model: nn.Module, region: Callable[[], AbstractContextManager[
 
     decoder.register_forward_pre_hook(enter)
     decoder.register_forward_hook(leave, always_call=True)
-
-
-# ---------------------------------------------------------------- swapping
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)
