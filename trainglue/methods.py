@@ -23,6 +23,10 @@ OLDEST: Final = "1.9"
 
 UPGRADE: Final = "pip install 'trl>=1.9,!=1.15.0,<1.17'"
 
+STACK: Final = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "unsloth_zoo")
+OPTIONAL: Final = ("bitsandbytes", "torchao", "transformer-engine", "triton")
+"""Packages that runs are made with, and those that only some precisions and versions need."""
+
 DOCTOR: Final = "`trainglue doctor` says which versions work together."
 
 

@@ -79,9 +79,7 @@ def default_precision(device: str) -> str:
     """bf16 where the device has it, else fp16; fp32 without an accelerator."""
     import torch
 
-    if device != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "fp32" if device != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 # ---------------------------------------------------------------- tokenizer

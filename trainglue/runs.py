@@ -23,11 +23,7 @@ from typing import Any, Final
 import datakit
 from datakit.errors import UsageError
 from trainglue.data import Rows
-from trainglue.methods import Method, installed
-
-PACKAGES: Final = (
-    *("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "torchao", "bitsandbytes"),
-)
+from trainglue.methods import OPTIONAL, STACK, Method, installed
 
 STATE: Final = "trainer_state.json"
 """What transformers writes last into a checkpoint."""
@@ -341,4 +337,4 @@ def _unfilled(args: Any, method: Method, rows: Rows) -> tuple[int, int]:
 def versions() -> dict[str, str]:
     """Of Python, datakit and whatever of the stack is installed."""
     found = {"python": platform.python_version(), "datakit": datakit.__version__}
-    return found | {name: own for name in PACKAGES if (own := installed(name))}
+    return found | {name: own for name in (*STACK, *OPTIONAL) if (own := installed(name))}

@@ -300,9 +300,8 @@ def checked(
         UsageError: as `trainer`.
     """
     _check_amount(settings)
-    given = {name: value for name, value in settings.items() if name != "model_init_kwargs"}
     whole = {**preset, **decided(method, "unused", "", None, "fp32", "cpu")}
-    arguments, _ = options.settings(config_class, method, given, whole)
+    arguments, _ = options.settings(config_class, method, settings, whole)
     _built(config_class, arguments)
     return arguments
 

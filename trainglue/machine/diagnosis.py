@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from datakit.errors import DatakitError
-from trainglue.methods import METHODS, OLDEST, UPGRADE, installed, method_named
+from trainglue.methods import METHODS, OLDEST, OPTIONAL, STACK, UPGRADE, installed, method_named
 from trainglue.precision import PRECISIONS
 from trainglue.precision.formats import among
 
@@ -40,8 +40,6 @@ UNSLOTH_APART: Final = (
 )
 """How Unsloth is installed beside a stack that it does not allow."""
 
-STACK: Final = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "unsloth", "unsloth_zoo")
-OPTIONAL: Final = ("bitsandbytes", "torchao", "transformer-engine", "triton")
 
 Level = Literal["ok", "note", "error"]
 

@@ -58,7 +58,7 @@ class Audit(TrainerCallback):
             return
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UsageError("fp8 is not checked under DeepSpeed or FSDP, so it is refused", "Use plain torchrun.")
-        if fp8.recipe == "delayed" and recomputes(model):
+        if fp8.recipe == "delayed" and any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
             raise UsageError(
                 "delayed scaling counts a layer twice that gradient checkpointing runs again",
                 "Use recipe current, or gradient_checkpointing=False.",
@@ -127,11 +127,6 @@ class Audit(TrainerCallback):
             return forward(*args, **kwargs)
 
         return noted
-
-
-def recomputes(model: nn.Module) -> bool:
-    """Whether gradient checkpointing runs layers of the model again in the backward pass."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def gradients_reach(model: nn.Module) -> bool:
