@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from math import isfinite
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -99,9 +98,9 @@ class Audit(TrainerCallback):
         for path, module in modules.items():
             if name := names.get(id(module)):
                 inside[path.removesuffix(".base_layer").rpartition(".")[0]].add(name)
-                watch.enter_context(patch.object(module, "forward", self._counted(name, module)))
+                watch.callback(_instead(module, self._counted(name, module)))
         for path, members in inside.items():
-            watch.enter_context(patch.object(modules[path], "forward", self._noted(members, modules[path])))
+            watch.callback(_instead(modules[path], self._noted(members, modules[path])))
         return watch
 
     def _counted(self, name: str, layer: nn.Module) -> Callable[..., Any]:
@@ -164,3 +163,17 @@ class _Float8Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operands = [getattr(operand, "_data", operand) for operand in args[:3]]
             self.count += sum(getattr(operand, "dtype", None) in FLOAT8 for operand in operands) == 2
         return func(*args, **kwargs or {})
+
+
+def _instead(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Sets the forward of one module, and gives the way back."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+
+    def back() -> None:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = own
+
+    return back
