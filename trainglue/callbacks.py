@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,11 +20,11 @@ from trainglue import runs
 from trainglue.streams import STATE, Position
 
 RECORD: Final = "run.json"
-SHOWN: Final = (
-    *("loss", "eval_loss", "rewards/accuracies", "rewards/margins", "reward", "kl", "grad_norm", "learning_rate"),
-    "epoch",
+SHOWN: Final = re.compile(
+    "(eval_)?(loss|mean_token_accuracy|accuracy|margin|rewards/(accuracies|margins|.+/mean)|reward|reward_std|kl"
+    "|completions/mean_length)|grad_norm|learning_rate|epoch"
 )
-"""Metrics that a line shows, in this order."""
+"""Metrics that a line shows, in the order in which the trainer gives them; the others are in run.json."""
 
 
 class Record(TrainerCallback):
@@ -132,5 +133,5 @@ class Bar(ProgressCallback):
 
 def metrics(logs: Mapping[str, Any]) -> str:
     """`loss 2.31  learning_rate 2e-05  epoch 0.5`."""
-    found = {name: float(logs[name]) for name in SHOWN if isinstance(logs.get(name), Real)}
+    found = {name: float(value) for name, value in logs.items() if SHOWN.fullmatch(name) and isinstance(value, Real)}
     return "  ".join(f"{name} {value:.4g}" for name, value in found.items()) if found.keys() - {"epoch"} else ""

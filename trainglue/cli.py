@@ -75,7 +75,7 @@ def _command(name: str, line: str, *arguments: click.Parameter) -> click.Command
         told |= _others(click.get_current_context().args)
         method = name
         if file is not None:
-            told = config.load(file) | told
+            told = config.merged(config.load(file), told)
             method = told.pop("method")
         _run(method, told, print_config)
 
@@ -191,6 +191,10 @@ def _print_config(method: str, told: Mapping[str, Any]) -> None:
     of_config = {name: value for name, value in told.items() if name not in names}
     form = "packed" if own.get("format", {}).get("pack") else _form(own.get("data", ""))
     share, preset = training.defaults(METHODS[method], own, of_config, form)
+    if method == "grpo" and "reward" in own:
+        from trainglue.rewards import several
+
+        several(own["reward"])
     with _quiet():
         arguments = training.checked(config_class, METHODS[method], of_config, preset)
     taken, notes = options.checked(config_class, METHODS[method], of_config)

@@ -149,6 +149,16 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     return found | {"output_dir": str(base / found["output_dir"])}
 
 
+def merged(file: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, and what is told besides, which comes first; tables are joined, a rank is a field of lora."""
+    made = {**file, **told}
+    for name in file.keys() & told.keys():
+        if isinstance(file[name], Mapping):
+            new = {"r": told[name]} if name == "lora" and isinstance(told[name], int) else told[name]
+            made[name] = {**file[name], **new} if isinstance(new, Mapping) else new
+    return made
+
+
 def check_values(given: Mapping[str, Any], where: str) -> None:
     """Refuse values that the schema refuses, of a run that may still lack names.
 
@@ -259,7 +269,7 @@ def fields_of(texts: Sequence[str], option: str) -> Any:
     """
     if len(texts) == 1 and texts[0].isdigit():
         return int(texts[0])
-    pairs = [text.partition("=") for text in texts]
+    pairs = [(f"r={text}" if text.isdigit() and option == "--lora" else text).partition("=") for text in texts]
     if not all(equals for _, equals, _ in pairs):
         raise UsageError(f"{option} {' '.join(texts)}", f"{option} NAME=VALUE, repeated for several.")
     return {name.replace("-", "_"): _listed(value) for name, _, value in pairs}

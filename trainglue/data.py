@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow.compute as pc
 
 import datakit
+from datakit.checks import CHECKS
 from datakit.errors import DataFailed, DatakitError, Locked, UnreadableInput, UsageError
 from datakit.methods import METHODS as FORMATTED
 from datakit.methods import conversion
 from datakit.output import manifest as manifests
+from datakit.schema import PAIR_ID
 from datakit.shards import Shards
 from datakit.terminal import plural, safe
 from datakit.tokens.compare import mismatch, recorded
@@ -40,8 +42,11 @@ if TYPE_CHECKING:
     from datakit.report import Report
 
 TOKENIZED: Final = "tokenized"
-TOO_LONG: Final = "DK702"
-"""The check of `datakit format` that finds rows above the length."""
+INSTEAD: Final = {
+    "DK702": "--format truncation=drop leaves longer rows out; keep_start, keep_end, per_part and window cut them.",
+    "DK707": "--format control_tokens=escape, quarantine or allow says what becomes of such rows.",
+}
+"""What to write where rows fail a check of `datakit format`."""
 
 RENDERED: Final = {"preference": "preference", "reward": "preference", "kto": "kto"}
 """Forms of token ids to the kind of rows that they were made of; the others were sft rows."""
@@ -191,6 +196,8 @@ def _to_kind(shards: Shards, method: Method) -> str:
     again = f"datakit format {path} -o NEW --for {method.format_for} --tokenizer MODEL"
     if held in wanted:
         return f"{again}."
+    if ids and held == form and (whole := conversion(held, wanted[0], _typed(shards.path))):
+        return f"{whole}."  # pairs of token ids are unpaired as they are, and paired again
     command = conversion(held, wanted[0], path)
     if not command:
         return f"No conversion makes {wanted[0]} rows of {held} rows."
@@ -333,10 +340,17 @@ def _raise_for_status(report: Report) -> None:
     try:
         report.raise_for_status()
     except DataFailed as error:
-        if TOO_LONG not in {summary.id for summary in report.errors()}:
-            raise
-        hint = "--format truncation=drop leaves longer rows out; keep_start, keep_end, per_part and window cut them."
-        raise DataFailed(error.message, hint) from None
+        hints = [INSTEAD[summary.id] for summary in report.errors() if summary.id in INSTEAD]
+        raise DataFailed(error.message, " ".join(hints) or "`datakit format` of these shards shows them all.") from None
+
+
+def left_out(shards: Shards, source: str) -> list[str]:
+    """A sentence where rows were left out while they were formatted, this time or when the cache was filled."""
+    ledger = shards.manifest["ledger"]
+    if not ledger["rows_rejected"]:
+        return []
+    why = " and ".join(f"{count:,} by {id} {CHECKS[id].name}" for id, count in ledger["rejected"].items())
+    return [f"{plural(ledger['rows_out'], 'row')} of {ledger['rows_in']:,} of {source} formatted; left out: {why}"]
 
 
 def alone(write: Callable[[], object]) -> None:
@@ -368,6 +382,8 @@ def all_rows(shards: Shards) -> Rows:
 def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows | None]:
     """Rows for training and for evaluation, divided by content: the same row is always on the same side.
 
+    So are the two rows that were one pair, which share a prompt.
+
     Args:
         rows: all of them, of shards that have ids.
         share: of the rows, for evaluation; 0 to 1.
@@ -382,7 +398,8 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows | None]:
             f"{rows.shards.path}: rows without ids, as packed ones, cannot be divided by content",
             "Split before formatting, or give --eval-data; --eval-share 0 holds nothing out.",
         )
-    ids = (str(id) for _, table in rows.shards.tables(["dk_id"]) for id in table.column(0).to_pylist())
+    name = PAIR_ID if PAIR_ID in rows.shards.schema.names else "dk_id"
+    ids = (str(id) for _, table in rows.shards.tables([name]) for id in table.column(0).to_pylist())
     numbers = np.array([int(id[:8], 16) for id in ids], np.uint64)
     held = numbers < np.uint64(share * 2**32)
     if not held.any() or held.all():

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from jinja2 import TemplateError
 
@@ -32,6 +33,7 @@ from datakit.tokens.load import load as read_tokenizer
 from trainglue import memory
 from trainglue.config import check_names
 from trainglue.methods import Method
+from trainglue.options import typed
 
 LORA: Final[Mapping[str, Any]] = {
     "r": 16,
@@ -353,6 +355,9 @@ def check_lora(lora: int | Mapping[str, Any] | Any | None) -> None:
         from peft import LoraConfig
 
         check_names(lora, [field.name for field in fields(LoraConfig) if field.name != "task_type"], "lora")
+        types = get_type_hints(LoraConfig)
+        for name, value in lora.items():
+            typed(f"lora {name}", value, types[name])
 
 
 def check_peft(what: str) -> None:
@@ -363,7 +368,10 @@ def check_peft(what: str) -> None:
 
 def lora_fields(lora: int | Mapping[str, Any]) -> dict[str, Any]:
     """Rank and fields with the defaults of trainglue."""
-    given = {"r": lora} if isinstance(lora, int) else dict(lora)
+    given: dict[str, Any] = {"r": lora} if isinstance(lora, int) else dict(lora)
+    modules = given.get("target_modules")
+    if isinstance(modules, str) and modules != LORA["target_modules"] and re.fullmatch(r"[\w.]+", modules):
+        given["target_modules"] = [modules]  # peft takes a text for a pattern of the whole path
     fields = {**LORA, **given}
     return {**fields, "lora_alpha": given.get("lora_alpha", fields["r"])}
 

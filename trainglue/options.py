@@ -131,7 +131,7 @@ WORDS: Final[Mapping[Any, str]] = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    list: "a list",
+    list: "a list, with commas between",
     dict: "a table",
     NoneType: "null",
 }
@@ -223,7 +223,7 @@ def checked(config_class: type[Any], method: Method, given: Mapping[str, Any]) -
             raise _unknown(name, method, names)
         if (other := given_as.setdefault(found, name)) != name:
             raise UsageError(f"{other} and {name} are the same option", "Leave out one of them.")
-        made[found] = _typed(name, changed, types[found], LEAST.get(found))
+        made[found] = typed(f"--{name.replace('_', '-')}", changed, types[found], LEAST.get(found))
         if found != name:
             notes.append(f"{name} is taken as {found} = {made[found]!r}")
     return made, notes
@@ -234,19 +234,25 @@ def refused(method: Method) -> set[str]:
     return {*DECIDED, *(UNREAD if method.hook == "pair_rows" else ())}
 
 
-def _typed(name: str, value: Any, annotation: Any, least: int | None) -> Any:
-    """A value as the type of its field has it: text is read as a number where the field is one, and the reverse."""
+def typed(name: str, value: Any, annotation: Any, least: int | None = None) -> Any:
+    """A value as the type of its field has it: text is read as a number where the field is one, and the reverse.
+
+    Raises:
+        UsageError: it is of another type, or less than it may be.
+    """
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     made = _as_kind(value, kinds)
     if any(_is(made, kind) for kind in kinds) and (least is None or made is None or made >= least):
         return made
     allowed = " or ".join(dict.fromkeys(_told(kind) for kind in kinds)) + (f", {least} or more" * (least is not None))
-    flag = f"--{name.replace('_', '-')}"
-    given = f"{flag} has no value, or true" if value is True else f"{flag} {value!r}"
+    given = f"{name} has no value, or true" if value is True else f"{name} {value!r}"
     raise UsageError(given, f"Allowed: {allowed}.")
 
 
 def _as_kind(value: Any, kinds: tuple[Any, ...]) -> Any:
+    of_lists = [get_args(kind) for kind in kinds if get_origin(kind) is list]
+    if isinstance(value, str) and "," in value and of_lists:
+        return [_as_kind(part.strip(), of_lists[0]) for part in value.split(",")]
     number = {int, float}.intersection(kinds)
     if isinstance(value, str) and number and str not in kinds:
         try:

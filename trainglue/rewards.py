@@ -116,7 +116,7 @@ def check_prompts(rewards: Sequence[Any], template: str | None, *given: Rows | N
             reward([], **{name: [] for name in there})  # of no rows, so that it looks at their columns only
         if missing := [name for name in _needed(reward) if name not in there]:
             raise UsageError(
-                f"reward {name_of(reward)} needs the column {missing[0]}; the rows have {', '.join(there)}",
+                f"reward {name_of(reward)} needs the column {missing[0]}; the rows have {', '.join(there) or 'none'}",
                 "Name it so in the source, or give the parameter a default.",
             )
 
@@ -154,6 +154,9 @@ def checked(reward: Any) -> Any:
         if found is None or len(found) != len(completions):
             what = f"a {type(values).__name__}" if found is None else plural(len(found), "value")
             raise UsageError(f"reward {name} returned {what} for {plural(len(completions), 'completion')}", WRITE)
+        for value in found:
+            if value is not None and not hasattr(value, "__float__"):
+                raise UsageError(f"reward {name} returned {value!r} for a completion", WRITE)
         return found
 
     def called(*, completions: Sequence[Any], **columns: Any) -> Any:

@@ -173,8 +173,10 @@ class Run:
             return
         old, new = _settled(earlier), _settled(json.loads(json.dumps(known, default=str)))
         for name in (name for name in old if name in new and old[name] != new[name]):
+            paths = [record["told"].get(name) for record in (earlier, known)] if name in earlier["weights"] else []
+            before, now = paths if None not in paths[:2] and len(set(paths)) == 2 else (old[name], new[name])
             raise UsageError(
-                f"{self.folder} was begun with {name} {old[name]}, now {new[name]}",
+                f"{self.folder} was begun with {name} {before}, now {now}",
                 "Give what the run began with, or begin another.",
             )
         configs = (earlier["config"], known["config"])
@@ -290,6 +292,7 @@ def facts(made: Any, method: Method, path: str, rows: Rows, evaluation: Rows | N
             "streamed": rows.stream is not None,
             "trained_on": len(rows),
             "evaluated_on": len(evaluation) if evaluation else 0,
+            "rejected": manifest["ledger"].get("rejected", {}) if rows.stream is None else {},
             "tokens": sum(length * count for length, count in rows.lengths.items()),
         },
         "adapters": _adapters(made.model),

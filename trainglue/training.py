@@ -148,7 +148,7 @@ def trainer(
     run.say(*_changed(config, config, arguments))
 
     def rows_of(own: Shards) -> Rows:
-        return _rows(own, kind, vocabulary, chat_template, {"max_length": max_length, **(format or {})})
+        return _rows(own, kind, vocabulary, chat_template, {"max_length": max_length, **(format or {})}, run)
 
     if streaming:
         rows, position = streams.rows(data, kind, config, run.checkpoint(), max_length)
@@ -270,6 +270,7 @@ def defaults(
     """
     held = any(told.get(name) is not None for name in ("eval_data", "eval_split"))
     share, streaming, patience = told.get("eval_share"), told.get("streaming"), told.get("early_stopping")
+    instead = "Give eval_data." if streaming else "Give eval_data, eval_split or eval_share."
     if share and streaming:
         raise UsageError("eval_share and a stream exclude each other", "Give eval_data, or leave out streaming.")
     if share and held:
@@ -282,7 +283,9 @@ def defaults(
     made = options.presets(method.name, lora=lora, evaluates=bool(share or held))
     if streams.is_recipe(told.get("data") or ""):
         made["num_train_epochs"] = 1  # it says itself how often its rows come
-    if patience is not None and (share or held):  # a checkpoint for every evaluation, and the best of them at the end
+    if patience is not None and not (share or held):
+        raise UsageError("early_stopping needs rows to evaluate on", instead)
+    if patience is not None:  # a checkpoint for every evaluation, and the best of them at the end
         made |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
         made["restore_callback_states_from_checkpoint"] = True  # the evaluations that were not better so far
         for one, other in (("eval_steps", "save_steps"), ("eval_strategy", "save_strategy")):
@@ -347,7 +350,12 @@ def _tokenizer(tokenizer: Folder | None, model: Any, ref_model: Any) -> tuple[To
 
 
 def _rows(
-    shards: Shards, method: Method, tokenizer: Tokenizer, chat_template: Folder | None, preparing: Mapping[str, Any]
+    shards: Shards,
+    method: Method,
+    tokenizer: Tokenizer,
+    chat_template: Folder | None,
+    preparing: Mapping[str, Any],
+    run: Run,
 ) -> Rows:
     """The rows of shards, formatted where they are not yet; of several processes one does it."""
     wanted = {name: value for name, value in preparing.items() if value is not None}
@@ -361,14 +369,21 @@ def _rows(
         sources.check_length(rows, wanted.get("max_length"))
         return rows
     template = os.fspath(chat_template) if chat_template is not None else None
-    folder = sources.formatted(shards, method, tokenizer, template, wanted)
-    return sources.all_rows(datakit.load(folder, split=shards.split))
+    rows = sources.all_rows(
+        datakit.load(sources.formatted(shards, method, tokenizer, template, wanted), split=shards.split)
+    )
+    run.say(*sources.left_out(rows.shards, shards.path))
+    return rows
 
 
 def _held_out(rows: Rows, share: float, run: Run) -> tuple[Rows, Rows | None]:
     """Rows to train on, and those that are held out."""
     rows, evaluation = sources.hold_out(rows, share)
-    run.say(f"{plural(len(evaluation or ()), 'row')} of {len(rows.shards):,} held out for evaluation, by content")
+    of = f"of {plural(len(rows.shards), 'row')}"
+    if evaluation is None:
+        run.say(f"no evaluation: none {of} falls into the share of {share:g}; raise eval_share, or give eval_data")
+    else:
+        run.say(f"{len(evaluation):,} {of} held out for evaluation, by content")
     return rows, evaluation
 
 
@@ -455,6 +470,8 @@ def decided(
     made |= precisions.arguments(precision, device)
     if method.format_for:
         made["max_length"] = None  # the trainer cuts nothing
+    if method.hook == "pair_rows":
+        made["remove_unused_columns"] = False  # TRL sets it, and warns of it
     if method.hook == "skip":
         kept = {"skip_prepare_dataset": True}
         made |= {"dataset_kwargs": kept, "packing": False, "padding_free": form == "packed"}
@@ -466,7 +483,7 @@ def _settle_evaluation(config: Any, evaluation: Rows | None, patience: int | Non
     if evaluation is None:
         config.eval_strategy = "no"
         if patience is not None:
-            raise UsageError("early_stopping needs rows to evaluate on", "Give eval_data, eval_split or eval_share.")
+            raise UsageError("early_stopping, and no row was held out", "Raise eval_share, or give eval_data.")
 
 
 def _settle_length(config: Any, method: Method, lengths: Sequence[int], given: int | None) -> int:
