@@ -294,6 +294,23 @@ def test_a_run_over_an_adapter_is_resumed_with_its_reference(tiny, adapted, tmp_
     assert same(adapters(resumed.model, "ref"), load_file(adapted / "adapter_model.safetensors"))
 
 
+@pytest.mark.parametrize("modules", ["q_proj", ["q_proj"]])
+def test_one_module_is_meant_by_its_name(modules, tiny, tmp_path):
+    lora = {"r": 2, "target_modules": modules}
+    made = trainer("sft", model=tiny.model, data=tiny.formatted("sft"), output_dir=tmp_path / "run", lora=lora, **STEPS)
+    trained = [name for name, weight in made.model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all("q_proj" in name for name in trained)
+
+
+def test_fields_of_lora_have_their_types(tiny, tmp_path):
+    for lora in ({"lora_alpha": "x"}, {"lora_dropout": [1]}):
+        with pytest.raises(UsageError, match=f"lora {next(iter(lora))}"):
+            trainer(
+                "sft", model="unread", data=tiny.formatted("sft"), tokenizer=tiny.model, output_dir="run", lora=lora
+            )
+
+
 def test_a_run_does_not_go_on_from_another_adapter(tiny, adapted, tmp_path):
     def run(model, **options):
         given = {**STEPS, "save_strategy": "steps", "save_steps": 1, "max_steps": 2, "eval_share": 0, **options}
@@ -303,7 +320,7 @@ def test_a_run_does_not_go_on_from_another_adapter(tiny, adapted, tmp_path):
     other = shutil.copytree(adapted, tmp_path / "other")
     weights = load_file(other / "adapter_model.safetensors")
     save_file({key: weight + 1 for key, weight in weights.items()}, other / "adapter_model.safetensors")
-    with pytest.raises(UsageError, match="model"):
+    with pytest.raises(UsageError, match=f"begun with model {adapted}, now {other}"):
         run(other, resume=True)
     run(adapted, resume=True).train()
 

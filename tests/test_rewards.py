@@ -239,6 +239,10 @@ async def never(completions, **columns):
     raise ValueError("no judge")
 
 
+def texts(completions, **columns):
+    return ["0.5"] * len(completions)
+
+
 class Judge:
     def __call__(self, completions, **columns):
         return 1.0
@@ -255,6 +259,7 @@ class Slow:
         (lacking, r"reward lacking, .*test_rewards.py:\d+: KeyError: 'gold'"),
         (once, "reward once returned 1 value for 2 completions"),
         (Judge(), "reward Judge returned a float for 2 completions"),
+        (texts, "reward texts returned '0.5' for a completion"),
         (never, r"reward never, .*test_rewards.py:\d+: ValueError: no judge"),
     ],
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import io
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Container
 from pathlib import Path
@@ -181,6 +183,28 @@ def test_there_is_no_cycle(house, levels, packages):
 def test_datakit_never_imports_trainglue():
     for _, path in _modules("datakit"):
         assert "trainglue" not in path.read_text("utf-8").replace("datakit-trainglue", "")
+
+
+WAY = "cli config methods options data streams engines models hooks training runs callbacks".split()
+
+
+def _lines_of_code(path: Path) -> int:
+    """Lines that hold more than a docstring or a comment."""
+    code, docs = set(), set()
+    source = path.read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docs |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.string.strip() and token.type != tokenize.COMMENT:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - docs)
+
+
+def test_the_way_of_a_run_is_read_in_one_sitting():
+    sizes = {name: _lines_of_code(path) for name, path in _modules("trainglue")}
+    assert sum(sizes[name] for name in WAY) <= 2400
+    assert sum(sizes.values()) <= 4050
 
 
 def test_importing_datakit_is_light():

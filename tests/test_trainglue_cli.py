@@ -297,6 +297,43 @@ def test_old_names_are_taken_and_said(tiny, run, tmp_path):
     assert "lr is taken as learning_rate" in err
 
 
+def test_what_a_run_refuses_without_its_data_a_printed_config_refuses_too(run):
+    code, _, err = run("sft", "--eval-share", "0", "--early-stopping", "2", "--print-config")
+    assert (code, "early_stopping needs rows" in err) == (2, True)
+    code, _, err = run("grpo", "--reward", "nope", "--print-config")
+    assert (code, "no reward 'nope'" in err) == (2, True)
+
+
+def test_lists_are_told_with_commas(run):
+    code, out, err = run("grpo", "--reward", "length", "--reward-weights", "0.3,1", "--print-config")
+    assert code == 0, err
+    assert tomllib.loads(out)["reward_weights"] == [0.3, 1.0]
+    code, out, _ = run("sft", "--report-to", "wandb,tensorboard", "--print-config")
+    assert tomllib.loads(out)["report_to"] == ["wandb", "tensorboard"]
+
+
+def test_a_flag_changes_a_field_of_a_table_in_the_file(run, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'method = "sft"\nmodel = "m"\ndata = "d"\noutput_dir = "o"\nlora = { r = 16, lora_dropout = 0.1 }\n'
+    )
+    for words, lora in (
+        (["--lora", "8"], {"r": 8, "lora_dropout": 0.1}),
+        (["--lora", "4", "--lora", "lora_alpha=9"], {"r": 4, "lora_alpha": 9, "lora_dropout": 0.1}),
+    ):
+        code, out, err = run("train", file, *words, "--print-config")
+        assert code == 0, err
+        assert tomllib.loads(out)["lora"] == lora
+
+
+def test_the_metrics_of_a_line():
+    from trainglue.callbacks import metrics
+
+    logs = {"loss": 0.5, "reward_std": 0.25, "rewards/length/mean": -1, "clip_ratio/low": 0.0, "epoch": 1.0}
+    assert metrics(logs) == "loss 0.5  reward_std 0.25  rewards/length/mean -1  epoch 1"
+    assert metrics({"epoch": 1.0, "train_runtime": 2.0}) == ""
+
+
 def test_how_flags_are_read():
     read = cli._others(["--max-steps", "2", "--no-bf16", "--beta=0.2", "--flag", "--name", "-1"])
     assert read == {"max_steps": 2, "bf16": False, "beta": 0.2, "flag": True, "name": -1}

@@ -25,7 +25,7 @@ import trainglue
 from datakit.errors import NotWritten, UnreadableInput, UsageError
 from tests.small_tokenizers import chatml, llama, shards, turns
 from tests.tiny_models import QUIET, ROWS
-from trainglue import METHODS, engines, runs, trainer
+from trainglue import METHODS, data, engines, runs, trainer
 from trainglue.data import lengths_of
 from trainglue.methods import resolve
 
@@ -71,6 +71,52 @@ def test_rows_of_another_kind(tiny, tmp_path, unloaded):
     assert "dpo trains on preference" in error.message
     error = refused(tiny, tmp_path, data=tiny.formatted("dpo"))
     assert "--for sft" in error.hint
+
+
+def test_pairs_of_token_ids_are_unpaired_as_they_are(tiny, tmp_path, unloaded):
+    hint = refused(tiny, tmp_path, "kto", data=tiny.formatted("dpo")).hint
+    assert hint.startswith(f"datakit unpair {tiny.formatted('dpo')} -o NEW.")
+    assert datakit.unpair(tiny.formatted("dpo"), tmp_path / "unpaired").exit_code == 0
+
+
+def test_rows_that_formatting_leaves_out_are_said_and_recorded(tiny, tmp_path, capsys):
+    """Every time, not only where the cache is filled."""
+    lengths = sorted(row["dk_length"] for row in datakit.load(tiny.formatted("sft")).rows(all=True))
+    limit = lengths[len(lengths) // 2]
+    over = sum(length > limit for length in lengths)
+    for name in ("one", "two"):
+        options = {"max_length": limit, "format": {"truncation": "drop"}, "data": tiny.canonical("sft")}
+        sft(tiny, tmp_path / name, **options, max_steps=1, eval_share=0).train()
+        said = f"{len(lengths) - over} rows of {len(lengths)} of {tiny.canonical('sft')} formatted; left out: {over} by DK702"
+        assert said in capsys.readouterr().err
+        assert record(tmp_path / name / "run")["data"]["rejected"] == {"DK702": over}
+
+
+def test_other_errors_of_formatting_name_the_way_out(tiny, tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    said = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a"}]
+    raw.write_text(json.dumps({"messages": said}) + "\n", "utf-8")
+    datakit.convert(raw, tmp_path / "shards").raise_for_status()
+    with pytest.raises(datakit.DataFailed) as caught:
+        sft(tiny, tmp_path, data=tmp_path / "shards")
+    assert "--format control_tokens=escape" in caught.value.hint
+
+
+def test_both_answers_of_a_pair_are_on_one_side(tiny, tmp_path):
+    datakit.unpair(tiny.formatted("dpo"), tmp_path / "kto").raise_for_status()
+    rows, held = data.hold_out(data.all_rows(datakit.load(tmp_path / "kto")), 0.5)
+    pairs = [row["dk_pair_id"] for row in datakit.load(tmp_path / "kto").rows(all=True)]
+    assert held is not None
+    sides = [{pairs[at] for at in side.positions} for side in (rows, held)]  # type: ignore[union-attr]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(pairs) == 2 * len(set(pairs)) == len(rows) + len(held)
+
+
+def test_a_share_that_no_row_falls_into_is_said(tiny, tmp_path, capsys):
+    made = sft(tiny, tmp_path, eval_share=1e-9)
+    assert made.eval_dataset is None
+    assert "no evaluation: none of" in capsys.readouterr().err
+    assert "no row was held out" in refused(tiny, tmp_path / "b", eval_share=1e-9, early_stopping=1).message
 
 
 def test_ids_of_another_tokenizer(tiny, tmp_path, unloaded):

@@ -7,19 +7,18 @@
 
 `import trainglue` loads neither torch nor transformers, so that Unsloth can still come first.
 
-The way of a run, and the modules in the order in which to read them:
+The way of a run, twelve modules that are read in one sitting, in this order:
 
     cli, config          what is asked for
     methods, options     the table of methods; options of the trainer's config, their old names and our defaults
     data, streams        rows of shards, checked and counted; recipes
     engines, models      TRL or Unsloth; a model, its tokenizer, adapters and reference
-    precision/           number formats, FP8 above all
-    hooks, bco           token ids into trainers that would tokenise; a trainer that TRL no longer has
-    rewards, memory      what GRPO is given; what to change where memory ends
+    hooks                token ids into trainers that would tokenise
     training             `trainer(...)`: all of it together
-    runs, callbacks      the run folder, going on, the progress line
+    runs, callbacks      the run folder, going on, a line of metrics
 
-Beside it: `machine/` answers `doctor` and `api`, `handoff/` exports.
+Beside it, each for its own: `precision/` FP8 above all, `bco` a trainer that TRL no longer has, `rewards` for GRPO,
+`memory` what to change where memory ends; `machine/` answers `doctor` and `api`, `handoff/` exports.
 """
 
 from importlib import import_module

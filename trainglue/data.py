@@ -196,8 +196,8 @@ def _to_kind(shards: Shards, method: Method) -> str:
     again = f"datakit format {path} -o NEW --for {method.format_for} --tokenizer MODEL"
     if held in wanted:
         return f"{again}."
-    if ids and held == form and (whole := conversion(held, wanted[0], _typed(shards.path))):
-        return f"{whole}."  # pairs of token ids are unpaired as they are, and paired again
+    if ids and {form, wanted[0]} == {"preference", "kto"}:  # token ids are unpaired, and paired again, as they are
+        return f"{conversion(form, wanted[0], _typed(shards.path))}."
     command = conversion(held, wanted[0], path)
     if not command:
         return f"No conversion makes {wanted[0]} rows of {held} rows."
