@@ -101,6 +101,7 @@ LEVELS = [
     ["mixing.writing", "mixing.blocks"],
     ["mixing.streaming", "mixing.torch_stream"],
     ["tokenview"],
+    ["commandline"],
     ["commands.group"],
     ["commands.cleaning", "commands.converting", "commands.formatting", "commands.mixing", "commands.pairing"],
     ["cli"],
@@ -183,6 +184,14 @@ def test_there_is_no_cycle(house, levels, packages):
 def test_datakit_never_imports_trainglue():
     for _, path in _modules("datakit"):
         assert "trainglue" not in path.read_text("utf-8").replace("datakit-trainglue", "")
+
+
+def test_trainglue_never_imports_the_command_line_of_datakit():
+    for name, path in _modules("trainglue"):
+        found = {
+            imported for imported in _imports(path, "datakit", ()) if imported.split(".")[0] in ("cli", "commands")
+        }
+        assert not found, f"trainglue.{name} imports {found}"
 
 
 WAY = "cli config methods options data streams engines models hooks training runs callbacks".split()

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("trl")
 pytest.importorskip("torch")
 
-from datakit.commands.group import Interrupted
+from datakit.commandline import Interrupted
 from datakit.errors import UsageError
 from trainglue import cli
 

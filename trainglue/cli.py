@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 import datakit
-from datakit.commands.group import Group, as_json_option, print_json
+from datakit.commandline import Group, as_json_option, print_json
 from datakit.errors import UsageError
 from datakit.mixing import recipe as recipes
 from datakit.output import manifest as manifests

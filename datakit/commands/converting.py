@@ -8,11 +8,10 @@ import click
 
 import datakit
 from datakit import launch, startup
+from datakit.commandline import as_json_option, done, print_json
 from datakit.commands.group import (
     EPILOG,
-    as_json_option,
     as_list_option,
-    done,
     fail_on_option,
     format_option,
     inputs_argument,
@@ -23,7 +22,6 @@ from datakit.commands.group import (
     options_of,
     output_option,
     overwrite_option,
-    print_json,
     progress_of,
     severity_option,
     shard_size_option,

@@ -9,10 +9,9 @@ import click
 
 import datakit
 from datakit import launch, startup
+from datakit.commandline import as_json_option, done
 from datakit.commands.group import (
     EPILOG,
-    as_json_option,
-    done,
     fail_on_option,
     inputs_argument,
     main,

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import datakit
+from datakit.commandline import as_json_option, done
 from datakit.commands.group import (
     EPILOG,
-    as_json_option,
-    done,
     fail_on_option,
     inputs_argument,
     main,
