@@ -10,10 +10,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from itertools import count
 
 import pytest
 
-from datakit.templates.environment import GRACE, SECONDS, Environment, Refused
+from datakit.templates.environment import GRACE, SECONDS, Environment, Refused, TooLong, deadline
 from datakit.templates.template import Template
 
 GIB = 1 << 30
@@ -203,6 +205,13 @@ STUCK = {
 def test_an_operation_that_does_not_come_back_ends_the_process(name):
     said, code, _ = run(["before", STUCK[name], "after"])
     assert (said, code) == (["before"], -signal.SIGVTALRM)
+
+
+def test_a_busy_machine_is_no_reason_to_refuse_a_template():
+    with deadline(0.1):
+        time.sleep(0.3)
+    with pytest.raises(TooLong), deadline(0.1):
+        any(number < 0 for number in count())
 
 
 def test_the_timers_are_off_between_renders():
