@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -475,20 +475,6 @@ def _csv_rows(reader: Iterator[list[str]], header: list[str], held: list[str]) -
         except (TypeError, UnicodeEncodeError):
             data = "".join(held).removesuffix("\n").removesuffix("\r").encode("utf-8", "surrogateescape")
         held.clear()
-        yield data, -1
-
-
-def object_blocks(rows: Iterable[Any], source: int, target: int = BLOCK) -> Iterator[Block]:
-    """Rows that a library caller hands over, as JSON Lines."""
-    return _gather(_object_rows(rows), source, target)
-
-
-def _object_rows(rows: Iterable[Any]) -> Iterator[tuple[bytes, int]]:
-    for row in rows:
-        try:
-            data = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
-        except TypeError:
-            data = repr(row).encode("utf-8", "surrogatepass")
         yield data, -1
 
 

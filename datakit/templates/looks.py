@@ -273,7 +273,7 @@ class _Reader(Reader):
         self.certain = before
 
     def statement(self, node: nodes.Node) -> None:
-        self._state(node)
+        self._statement(node)
         match node:
             case nodes.Assign(target=nodes.Name(name=name), node=value) if self.is_string(value):
                 self.certain |= {name}
@@ -281,7 +281,7 @@ class _Reader(Reader):
                 self.learned |= name not in self.unsure
                 self.unsure.add(name)
 
-    def _state(self, node: nodes.Node) -> None:
+    def _statement(self, node: nodes.Node) -> None:
         match node:
             case nodes.If(test=test, body=body, elif_=others, else_=rest):
                 return self._branch(test, body, others, rest)
