@@ -27,6 +27,7 @@ from datakit.checks import CHECKS
 from datakit.errors import UsageError
 from datakit.output import disk, place
 from datakit.output import manifest as manifests
+from datakit.output.rowgroup import encode
 from datakit.output.shards import ShardWriter
 from datakit.output.transaction import Transaction
 from datakit.report import Report, Summary, check_gate, failing, summarise
@@ -275,9 +276,9 @@ class _Writer:
         parts = self.transaction.parts
         with disk.not_written(self.transaction.work):
             if piece.table is not None and piece.table.num_rows:
-                self.shard = self.shard or ShardWriter(parts / f"{self.stem}.parquet", self.work.columns)
+                self.shard = self.shard or ShardWriter(parts / f"{self.stem}.parquet")
                 batch = piece.table.combine_chunks().to_batches()[0]
-                self.shard.write(batch)
+                self.shard.write(encode(batch, self.work.columns))
                 self.size += batch.nbytes
             if piece.rejects:
                 self.rejects = self.rejects or disk.HashedFile(parts / f"{self.stem}.rejects.jsonl")

@@ -190,7 +190,6 @@ class _Shards:
 
     def __init__(self, plan: Plan, transaction: Transaction | None, split: str, seen: Seen) -> None:
         self.plan, self.transaction, self.split, self.seen = plan, transaction, split, seen
-        self.schema = plan.step.schema()
         self.sequence = 0
         self.blocks = 0
         self._clear()
@@ -224,9 +223,9 @@ class _Shards:
 
     def _write(self, transaction: Transaction, result: Result) -> None:
         with disk.not_written(transaction.work):
-            if result.batch is not None:
-                self.writer = self.writer or ShardWriter(transaction.parts / f"{self.stem}.parquet", self.schema)
-                self.writer.write(result.batch)
+            if result.group is not None:
+                self.writer = self.writer or ShardWriter(transaction.parts / f"{self.stem}.parquet")
+                self.writer.write(result.group)
             if result.rejects:
                 self.rejects = self.rejects or disk.HashedFile(transaction.parts / f"{self.stem}.rejects.jsonl")
                 for reject in result.rejects:

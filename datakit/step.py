@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import pyarrow as pa
@@ -49,6 +49,9 @@ from datakit.schema import (
 )
 from datakit.tally import Tally
 from datakit.terminal import plural
+
+if TYPE_CHECKING:
+    from datakit.output.rowgroup import RowGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class Result:
     """What became of a block.
 
     Attributes:
-        batch: the rows that go on, or None.
+        batch: the rows that go on, or None; it stays in the process that made it.
         rejects: the rows that do not, ready to be written.
         tally: the counts.
         digests: 16 bytes per row that goes on, of its content.
@@ -133,6 +136,7 @@ class Result:
         rows: line or row number of each row that goes on.
         wanted: optional columns that a row has and the plan does not.
         origins: for repaired rows, the file that each of them came from.
+        group: the batch as it is written, where the result comes from a worker.
     """
 
     batch: pa.RecordBatch | None
@@ -143,6 +147,7 @@ class Result:
     rows: Sequence[int]
     wanted: list[str]
     origins: Sequence[str] = ()
+    group: RowGroup | None = None
 
 
 Short = Callable[[Row, bytes, int, str], bool]

@@ -17,15 +17,15 @@ import sys
 import traceback
 from array import array
 from collections.abc import Callable, Mapping
-from io import IOBase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, cast
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import orjson
 import pyarrow as pa
 
 from datakit.errors import DatakitError, UnreadableInput
 from datakit.limit import ROOM, limit_memory
+from datakit.output.rowgroup import RowGroup, encode
 from datakit.reading import columnar
 from datakit.reading.blocks import Block
 from datakit.reading.columnar import columns_of, has_structs, layout_of, peek
@@ -102,8 +102,9 @@ def unpack_block(header: dict[str, Any], payload: bytes) -> Block:
     return Block(**header, rows=tuple(rows) if rows else None, where=tuple(where) if where else None, payload=payload)
 
 
-def write_result(stream: IO[bytes], result: Result) -> None:
-    """Send a result; the batch follows the message as an Arrow stream, so that its columns are not copied."""
+def write_result(stream: IO[bytes], result: Result, schema: pa.Schema) -> None:
+    """Send a result, with its batch as the row group that it will be: encoding is work for many."""
+    group = RowGroup(0, b"", b"") if result.batch is None else encode(result.batch, schema)
     first = result.rows[0] if result.rows else 0
     consecutive = not result.rows or result.rows[-1] - first + 1 == len(result.rows) == len(set(result.rows))
     header = {
@@ -113,28 +114,23 @@ def write_result(stream: IO[bytes], result: Result) -> None:
         "origins": result.origins,
         "rows": [first, len(result.rows)] if consecutive else result.rows,
         "consecutive": consecutive,
-        "batch": result.batch is not None,
+        "written": group.rows,
     }
-    write_message(stream, ["ok", header], result.digests, result.conflicts)
-    if result.batch is not None:
-        with pa.ipc.new_stream(pa.PythonFile(cast(IOBase, stream), "w"), result.batch.schema) as writer:
-            writer.write_batch(result.batch)
-        stream.flush()
+    write_message(stream, ["ok", header], result.digests, result.conflicts, group.footer, group.pages)
 
 
-def read_result(stream: IO[bytes], header: dict[str, Any], parts: list[bytes]) -> Result:
-    batch = None
-    if header["batch"]:
-        with pa.ipc.open_stream(pa.PythonFile(cast(IOBase, stream), "r")) as reader:
-            batch = reader.read_next_batch()
-            reader.read_all()  # up to the end mark
+def read_result(header: dict[str, Any], parts: list[bytes]) -> Result:
+    """The result that an answer holds."""
+    digests, conflicts, footer, pages = parts
+    group = RowGroup(header["written"], pages, footer) if header["written"] else None
     rows = header["rows"]
     if header["consecutive"]:
         rows = range(rows[0], rows[0] + rows[1])
     else:  # 4 bytes a row, since they are kept for the time of the run
         rows = array("Q" if max(rows) >= 2**32 else "I", rows)
     tally = Tally.from_json(header["tally"])
-    return Result(batch, header["rejects"], tally, parts[0], parts[1], rows, header["wanted"], header["origins"])
+    wanted, origins = header["wanted"], header["origins"]
+    return Result(None, header["rejects"], tally, digests, conflicts, rows, wanted, origins, group)
 
 
 def _plan(value: Mapping[str, Any]) -> StepPlan | FormatStep:
@@ -192,13 +188,15 @@ def main(siblings: str = "") -> None:
 
 def _serve(source: IO[bytes], sink: IO[bytes], siblings: list[int]) -> None:
     run: Callable[[Block], Result] | None = None
+    schema = pa.schema([])
     while (message := read_message(source)) is not None:
         (request, value), parts = message
         try:
             if request in QUESTIONS:
                 write_message(sink, ["ok", QUESTIONS[request](*value)])
             elif request == "plan":
-                run = _plan(value).start()
+                plan = _plan(value)
+                run, schema = plan.start(), plan.schema()
                 write_message(sink, ["ok", None])
             elif request == "fork":
                 made = _fork(siblings)
@@ -212,7 +210,7 @@ def _serve(source: IO[bytes], sink: IO[bytes], siblings: list[int]) -> None:
                     write_message(sink, ["ok", made])
                 siblings = []
             elif run is not None:
-                write_result(sink, run(unpack_block(value, parts[0])))
+                write_result(sink, run(unpack_block(value, parts[0])), schema)
         except BrokenPipeError:
             return
         except MemoryError:

@@ -15,8 +15,6 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-import pyarrow as pa
-
 from datakit import errors, launch
 from datakit.reading.blocks import Block, Span
 from datakit.step import Result, SourcePlan
@@ -93,14 +91,6 @@ class _Worker:
         if verdict == "failed":
             raise errors.InternalError(f"a worker failed:\n{answer}", "Please report this with the text above.")
         return answer, out
-
-    def result(self, answer: Any, parts: list[bytes]) -> Result:
-        """The result that an answer announces."""
-        try:
-            return read_result(self.process.stdout, answer, parts)
-        except (EOFError, OSError, ValueError, pa.ArrowException):
-            self.process.kill()
-            raise _Died(self.process.wait()) from None
 
     def multiply(self) -> list[_Worker]:
         """The workers that fork off this one; none where it cannot."""
@@ -209,7 +199,7 @@ class Pool:
             header, payload = pack_block(block)
             rows = block.rows[3] - block.rows[2] if block.rows else 0
             answer, parts = worker.ask("block", header, payload, seconds=plan.seconds(rows))
-            result = worker.result(answer, parts)
+            result = read_result(answer, parts)
         except _Died:
             self._replace(worker, plan)
             return self._halve(block, plan)

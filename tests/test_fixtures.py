@@ -28,6 +28,7 @@ from datakit.formats import FORMATS
 from datakit.formats.declare import SYSTEM, Format
 from datakit.formats.normalise import normalise
 from datakit.messages import Context
+from datakit.output.rowgroup import encode
 from datakit.output.shards import ShardWriter
 from datakit.plan import Plan, Request
 from datakit.reading.blocks import Block
@@ -85,11 +86,11 @@ def run(plan: Plan, folder: Path) -> Outcome:
     pool: Any = InThisProcess()
     outcome = Outcome(judge(plan, gather(plan, pool, None), "convert"))
     path = folder / "shard.parquet"
-    writer = ShardWriter(path, plan.step.schema())
+    writer = ShardWriter(path)
     for result in pool.results:
         outcome.rejects += result.rejects
         if result.batch is not None:
-            writer.write(result.batch)
+            writer.write(encode(result.batch, plan.step.schema()))
     writer.close()
     for batch in pq.read_table(path).to_batches():
         outcome.rows += plain_rows(batch)

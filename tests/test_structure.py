@@ -50,7 +50,7 @@ LEVELS = [
     ],
     ["checks"],
     ["reading.sources", "reading.sample", "detection", "encode", "plain", "whole"],
-    ["step"],
+    ["output.footer", "output.rowgroup", "step"],
     [
         "fit",
         "pack",

@@ -1,62 +1,43 @@
-"""The Parquet writer: one row group per block, zstd, page checksums, and a hash of the bytes as they are written."""
+"""The writer of shards: row groups one after the other, and a hash of the bytes as they are written."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datakit.output.disk import HashedFile
-from datakit.schema import ID, MIXED, ROW, SIDE, SOURCE
+from datakit.output.footer import merge
+from datakit.output.rowgroup import MAGIC, RowGroup
 
 
 class ShardWriter:
-    """Writes one shard; the file appears complete or is discarded."""
+    """Writes one shard; the file appears complete or is discarded. All row groups have the same schema."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.schema = schema
+    def __init__(self, path: Path) -> None:
         self.rows = 0
         self.file = HashedFile(path)
-        try:
-            self._writer: Any = pq.ParquetWriter(
-                cast(Any, self.file),
-                schema,
-                compression="zstd",
-                use_dictionary=cast(Any, _repeating(schema)),
-                write_statistics=[ID, SOURCE, ROW],
-                write_page_checksum=True,
-            )
-        except BaseException:
-            self.file.discard()
-            raise
+        self._footers: list[tuple[int, bytes]] = []
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Add a batch as one row group; JSON columns come as strings."""
-        arrays = [
-            pa.ExtensionArray.from_storage(field.type, column) if isinstance(field.type, pa.JsonType) else column
-            for field, column in zip(self.schema, batch.columns, strict=True)
-        ]
-        table = pa.Table.from_arrays(arrays, schema=self.schema)
-        self._writer.write_table(table, row_group_size=max(1, batch.num_rows))
-        self.rows += batch.num_rows
+    def write(self, group: RowGroup) -> None:
+        if not self._footers:
+            self.file.write(MAGIC)
+        self._footers.append((self.file.bytes - len(MAGIC), group.footer))
+        self.file.write(group.pages)
+        self.rows += group.rows
 
     def close(self) -> tuple[int, str]:
         """Finish the file; its bytes and SHA-256."""
-        self._writer.close()
+        footer = merge(self._footers)
+        self.file.write(footer + len(footer).to_bytes(4, "little") + MAGIC)
         self.file.close()
         return self.file.bytes, self.file.sha256
 
     def discard(self) -> None:
         self.file.discard()
-
-
-def _repeating(schema: pa.Schema) -> list[str]:
-    """Columns that hold few values over and over, token ids among them: smaller and faster as a dictionary."""
-    names = [name for name in (SOURCE, MIXED, SIDE) if name in schema.names]
-    return [*names, *(f"{field.name}.list.element" for field in schema if field.type == pa.list_(pa.int32()))]
 
 
 def fingerprint(schema: pa.Schema) -> str:
