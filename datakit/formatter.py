@@ -280,13 +280,18 @@ class Formatter:
 
     def _jobs(self, batch: pa.RecordBatch, state: _Block) -> Iterator[_Row]:
         suspicious = self.control is not None and self._suspicious(batch)
-        for raw in plain_rows(batch):
-            state.tally.rows_in += 1
+        rows = plain_rows(batch)
+        foreseen = [None] * len(rows) if suspicious else self.jobs.foresee(rows)
+        state.tally.rows_in += len(rows)
+        for raw, known in zip(rows, foreseen, strict=True):
             place = [raw.get(SOURCE), raw.get(ROW)]
             record = {name: raw.pop(name) for name in self.columns}
             for name in self.plan.optional:
                 if raw.get(name):
                     record[name] = raw[name]
+            if known is not None:
+                yield _Row(place, raw if self.method.ids else raw | record, known)
+                continue
             notes: list[Finding] = []
             try:
                 if suspicious:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Final
 
 from datakit.errors import UsageError
@@ -92,9 +93,21 @@ class Jobs:
         self.leave_out = [re.compile(pattern, re.DOTALL) for pattern in leave_out]
         self.windows = windows
         self.slow = 0
+        whole = source.conversational and any(column.name == "messages" for column in source.columns)
+        self.foresees = whole and method == "sft" and train_on == "all" and not leave_out
         self.explicit: Layout | None = None
         if source.kind == "preference" and source.form == "implicit" and source.conversational:
             self.explicit = layout("preference", "messages", True)
+
+    def foresee(self, rows: Sequence[Record]) -> list[Job | None]:
+        """The jobs of those rows of a batch of which everything is known beforehand; `make` is for all others."""
+        if not self.foresees or self.template is None:
+            return [None] * len(rows)
+        alone = [not row.get("tools") and not row.get("chat_template_kwargs") for row in rows]
+        plain = compress((row["messages"] for row in rows), alone)
+        made = iter(self.template.foresee(list(plain)))
+        known = (next(made) if own else None for own in alone)
+        return [None if row is None or self._may_be_long(row.text) else Job({"text": Text(*row)}) for row in known]
 
     def make(self, record: Record) -> Job:
         """The job of a row.

@@ -67,6 +67,7 @@ LEVELS = [
     ["tokens.encode", "templates.spans"],
     ["tokens.positions", "tokens.compare"],
     ["templates.skeletons"],
+    ["templates.foresight"],
     ["templates.template"],
     ["jobs"],
     ["sequences"],

@@ -15,8 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from datakit.templates.output import Output
 from datakit.templates.spans import Proof, Span
@@ -32,8 +36,8 @@ SHAPES: Final = 4096
 Key = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Skeleton:
+@dataclass(frozen=True)
+class Skeleton:
     """Fixed texts around the messages' own, and where each span lies relative to its message's text."""
 
     fixed: tuple[str, ...]
@@ -41,6 +45,11 @@ class _Skeleton:
     spans: tuple[tuple[int, int, int], ...]
     """(message, start, end), less the characters of all texts before the two places"""
     proof: Proof
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """The spans as an array[spans, 3]."""
+        return np.array(self.spans, np.int64).reshape(-1, 3)
 
 
 class Plain(NamedTuple):
@@ -61,7 +70,7 @@ class Skeletons:
     """The skeletons of one template."""
 
     def __init__(self) -> None:
-        self._known: dict[Key, list[_Skeleton]] = {}
+        self._known: dict[Key, list[Skeleton]] = {}
         self.hits = self.misses = 0
 
     def predict(self, row: Plain, trims: bool) -> tuple[str, Proof] | None:
@@ -71,17 +80,22 @@ class Skeletons:
             row: the row.
             trims: whether the template may take white space off a text; a row with any is then not predicted.
         """
-        variants = self._known.get(row.key)
-        if not variants or (trims and not row.bare):
+        known = self.first(row.key)
+        if known is None or (trims and not row.bare):
             return None
         self.hits += 1
-        return _mixed(variants[0], row.texts), _fill(variants[0], row.texts)
+        return mixed(known, row.texts), _fill(known, row.texts)
+
+    def first(self, key: Key) -> Skeleton | None:
+        """The skeleton that rows of a shape are predicted by."""
+        variants = self._known.get(key)
+        return variants[0] if variants else None
 
     def match(self, row: Plain, text: str) -> Proof | None:
         """The proof of a row that a skeleton fits, printed as this text."""
         for known in self._known.get(row.key, ()):
             texts = [FORMS[form](own) if form else own for own, form in zip(row.texts, known.forms, strict=True)]
-            if _mixed(known, texts) == text:
+            if mixed(known, texts) == text:
                 self.hits += 1
                 return _fill(known, texts)
         self.misses += 1
@@ -109,7 +123,7 @@ class Skeletons:
             for span in proof.spans
         )
         variants = self._known.setdefault(row.key, []) if len(self._known) < SHAPES else self._known.get(row.key, [])
-        variants.insert(0, _Skeleton(tuple(fixed), tuple(forms), spans, proof))
+        variants.insert(0, Skeleton(tuple(fixed), tuple(forms), spans, proof))
         del variants[VARIANTS:]
 
 
@@ -130,15 +144,15 @@ def plain(messages: Sequence[Mapping[str, Any]], tools: Any, kwargs: Mapping[str
     return Plain((key, repr(kwargs)) if kwargs else key, texts, inner == texts)
 
 
-def _mixed(known: _Skeleton, texts: Sequence[str]) -> str:
+def mixed(known: Skeleton, texts: Sequence[str]) -> str:
     """The fixed text with the texts in it."""
-    mixed = [""] * (2 * len(texts) + 1)
-    mixed[0::2] = known.fixed
-    mixed[1::2] = texts
-    return "".join(mixed)
+    parts = [""] * (2 * len(texts) + 1)
+    parts[0::2] = known.fixed
+    parts[1::2] = texts
+    return "".join(parts)
 
 
-def _fill(known: _Skeleton, texts: Sequence[str]) -> Proof:
+def _fill(known: Skeleton, texts: Sequence[str]) -> Proof:
     before = [0, *accumulate(map(len, texts))]
     new = tuple.__new__  # half of the time that Span(...) takes
     spans = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from jinja2.environment import Template as Compiled
 
@@ -13,9 +13,13 @@ from datakit.errors import InternalError
 from datakit.templates.blind import Sight
 from datakit.templates.compiler import TrackedEnvironment, as_tracked
 from datakit.templates.environment import MAX_TEXT, Environment, Refused, variables
+from datakit.templates.foresight import Foreseen, foresee
 from datakit.templates.output import Interval, Output, read
 from datakit.templates.skeletons import Skeletons, plain
 from datakit.templates.spans import Proof, Prover, Row, Unproven, said
+
+LOOKED_AT: Final = 64
+"""Of so many rows whose text was predicted, one is rendered to see that it is so."""
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -103,7 +107,9 @@ class Template:
         if simple is not None and self.sight is not Sight.LOOKS:
             made = self.skeletons.predict(simple, self.sight is Sight.TRIMS)
             if made is not None and len(made[0]) <= MAX_TEXT:
-                self._look_at(made[0], messages, tools, kwargs)
+                if self.predicted % LOOKED_AT == 0:
+                    self._look_at(made[0], messages, tools, kwargs)
+                self.predicted += 1
                 return made
         text = self.render(messages, tools, kwargs)
         known = self.skeletons.match(simple, text) if simple is not None else None
@@ -136,10 +142,23 @@ class Template:
         whole = "\0".join(said(list(messages))).casefold()
         return not any(constant in whole for constant in self.constants)
 
+    def foresee(self, rows: Sequence[Messages]) -> list[Foreseen | None]:
+        """What `prove` would say of many rows without tools and arguments; None for those that it is to be asked about.
+
+        Done for many, it takes a third of the time.
+        """
+        if self.looked_for is None or self.sight is Sight.LOOKS:
+            return [None] * len(rows)
+        made = foresee(rows, self.skeletons, self.looked_for)
+        known = [(row, own) for row, own in zip(rows, made, strict=True) if own is not None]
+        for row, own in known[-self.predicted % LOOKED_AT :: LOOKED_AT]:
+            self._look_at(own.text, row, None, None)
+        self.predicted += len(known)
+        return made
+
     def _look_at(self, text: str, messages: Messages, tools: Any, kwargs: Mapping[str, Any] | None) -> None:
-        """Render every 64th row whose text was predicted, and compare."""
-        self.predicted += 1
-        if self.predicted % 64 == 1 and self.render(messages, tools, kwargs) != text:
+        """Render a row whose text was predicted, and compare."""
+        if self.render(messages, tools, kwargs) != text:
             raise InternalError(
                 "a chat template that was read as one that prints texts as they are prints a row otherwise",
                 "Please report the template.",
