@@ -285,13 +285,13 @@ class Formatter:
         state.tally.rows_in += len(rows)
         for raw, known in zip(rows, foreseen, strict=True):
             place = [raw.get(SOURCE), raw.get(ROW)]
+            if known is not None:
+                yield _Row(place, raw, known)
+                continue
             record = {name: raw.pop(name) for name in self.columns}
             for name in self.plan.optional:
                 if raw.get(name):
                     record[name] = raw[name]
-            if known is not None:
-                yield _Row(place, raw if self.method.ids else raw | record, known)
-                continue
             notes: list[Finding] = []
             try:
                 if suspicious:

@@ -8,6 +8,7 @@ to the prompt's; they are counted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,8 +48,9 @@ def label(
         spans: for each text, disjoint spans in order, in bytes from its own start.
     """
     rows = len(offsets) - 1
-    number = np.repeat(np.arange(rows), [len(own) for own in spans])
-    flat = np.array([span for own in spans for span in own], np.int64).reshape(-1, 2) + bases[number][:, None]
+    number = np.repeat(np.arange(rows), list(map(len, spans)))
+    places = chain.from_iterable(chain.from_iterable(spans))
+    flat = np.fromiter(places, np.int64, 2 * len(number)).reshape(-1, 2) + bases[number][:, None]
     begin, end = flat.astype(starts.dtype).T  # as the positions are, since searching would make them so
     first = np.searchsorted(ends, begin, "right")
     after = np.maximum(np.searchsorted(starts, end, "left"), first)
