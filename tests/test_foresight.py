@@ -21,6 +21,7 @@ THINKS = (
     "{% for m in messages %}<{{ m.role }}>{% if '</think>' in m.content %}{{ m.content.split('</think>')[1] }}"
     "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
 )
+EMPTY = CHATML.replace("{{ m.content }}", "{% if m.content %}{{ m.content }}{% else %}nothing{% endif %}")
 
 TEXTS = st.sampled_from(["a", "bc", " a", "b\n", "", " ", "é€😀", "x</think>y", "</think>", "<|im_end|>", "0" * 300])
 ROLES = st.sampled_from(["user", "assistant", "system", "tool"])
@@ -40,7 +41,7 @@ def proven(template: Template, row: list[dict[str, Any]]) -> Any:
     return text, [(start, end) for _, start, end in proof.spans]
 
 
-@pytest.mark.parametrize("source", [CHATML, TRIMS, THINKS], ids=["chatml", "trims", "thinks"])
+@pytest.mark.parametrize("source", [CHATML, TRIMS, THINKS, EMPTY], ids=["chatml", "trims", "thinks", "empty"])
 @settings(max_examples=150, deadline=None)
 @given(st.lists(CONVERSATIONS, max_size=12))
 def test_it_is_what_is_proven_of_each_row(source, rows):
