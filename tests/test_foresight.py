@@ -24,7 +24,7 @@ THINKS = (
 EMPTY = CHATML.replace("{{ m.content }}", "{% if m.content %}{{ m.content }}{% else %}nothing{% endif %}")
 
 TEXTS = st.sampled_from(["a", "bc", " a", "b\n", "", " ", "é€😀", "x</think>y", "</think>", "<|im_end|>", "0" * 300])
-ROLES = st.sampled_from(["user", "assistant", "system", "tool"])
+ROLES = st.sampled_from(["user", "assistant"])
 MESSAGES = st.one_of(
     st.fixed_dictionaries({"role": ROLES, "content": TEXTS}),
     st.fixed_dictionaries({"role": ROLES, "content": TEXTS}, optional={"reasoning_content": TEXTS}),
@@ -79,6 +79,12 @@ def test_white_space_that_a_template_may_take_off_is_left_to_it():
     template.prove(turns("q", "a"))
     rows = [turns("1", "b"), turns("2", " b"), turns("3", "c")]
     assert [row is not None for row in template.foresee(rows)] == [True, False, True]
+
+
+def test_an_empty_text_is_left_to_the_template():
+    template = Template(EMPTY, SPECIAL)
+    template.prove(turns("q", "a"))
+    assert [row is not None for row in template.foresee([turns("1", "b"), turns("2", "")])] == [True, False]
 
 
 def test_a_template_that_prints_no_end_is_asked_about_every_row():
