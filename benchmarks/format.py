@@ -154,10 +154,8 @@ def _medians(values: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _ratios(values: dict[str, list[float]]) -> dict[str, float]:
-    medians = {name: statistics.median(own) for name, own in values.items()}
-    return {
-        name: round(medians["trl assistant"] / median, 3) for name, median in medians.items() if name[:5] != "start"
-    }
+    medians = {name: statistics.median(own) for name, own in values.items() if not name.startswith("start")}
+    return {name: round(medians["trl assistant"] / median, 3) for name, median in medians.items()}
 
 
 def _second_worker(preparation: dict[str, list[float]]) -> float:

@@ -107,7 +107,12 @@ def test_one_of_so_many_rows_is_rendered_and_compared(before, monkeypatch):
     template.prove(turns("q", "a"))
     template.foresee([turns("1", "b")] * before)
     looked: list[str] = []
-    monkeypatch.setattr(template, "render", lambda row, *_: looked.append(row[0]["content"]) or "another text")
+
+    def render(row: list[dict[str, str]], *_: Any) -> str:
+        looked.append(row[0]["content"])
+        return "another text"
+
+    monkeypatch.setattr(template, "render", render)
     first = -before % LOOKED_AT
     template.foresee([turns(str(number), "b") for number in range(first)])
     assert not looked

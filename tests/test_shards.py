@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datakit.output import footer, rowgroup
+from datakit.output import footer
 from datakit.output.rowgroup import MAGIC, encode
 from datakit.output.shards import ShardWriter
 
@@ -59,7 +59,7 @@ def by_one_writer(batches: list[pa.RecordBatch], monkeypatch: pytest.MonkeyPatch
             seen.append(options)
             super().__init__(where, schema, **options)
 
-    monkeypatch.setattr(rowgroup.pq, "ParquetWriter", Spy)
+    monkeypatch.setattr(pq, "ParquetWriter", Spy)
     encode(batches[0], SCHEMA)
     monkeypatch.undo()
     sink = io.BytesIO()
