@@ -119,3 +119,16 @@ def test_one_of_so_many_rows_is_rendered_and_compared(before, monkeypatch):
     with pytest.raises(InternalError, match="prints a row otherwise"):
         template.foresee([turns(str(number), "b") for number in range(first, first + 1)])
     assert looked == [str(first)]
+
+
+def test_a_row_that_is_refused_when_it_is_rendered_is_refused_alone(monkeypatch):
+    template = Template(CHATML, SPECIAL)
+    template.prove(turns("q", "a"))
+    rows = [turns(str(number), "b") for number in range(LOOKED_AT + 2)]
+
+    def render(row: list[dict[str, str]], *_: Any) -> str:
+        raise Refused("it takes too long")
+
+    monkeypatch.setattr(template, "render", render)
+    assert template.foresee(rows) == [None] * len(rows)
+    assert [number for number, row in enumerate(rows) if proven(template, row) is None] == [0, LOOKED_AT]

@@ -107,9 +107,9 @@ class Template:
         if simple is not None and self.sight is not Sight.LOOKS:
             made = self.skeletons.predict(simple, self.sight is Sight.TRIMS)
             if made is not None and len(made[0]) <= MAX_TEXT:
-                if self.predicted % LOOKED_AT == 0:
-                    self._look_at(made[0], messages, tools, kwargs)
                 self.predicted += 1
+                if self.predicted % LOOKED_AT == 1:
+                    self._look_at(made[0], messages, tools, kwargs)
                 return made
         text = self.render(messages, tools, kwargs)
         known = self.skeletons.match(simple, text) if simple is not None else None
@@ -151,8 +151,11 @@ class Template:
             return [None] * len(rows)
         made = foresee(rows, self.skeletons, self.looked_for)
         known = [(row, own) for row, own in zip(rows, made, strict=True) if own is not None]
-        for row, own in known[-self.predicted % LOOKED_AT :: LOOKED_AT]:
-            self._look_at(own.text, row, None, None)
+        try:
+            for row, own in known[-self.predicted % LOOKED_AT :: LOOKED_AT]:
+                self._look_at(own.text, row, None, None)
+        except Refused:
+            return [None] * len(rows)  # `prove` comes to the same row, and can say so
         self.predicted += len(known)
         return made
 
