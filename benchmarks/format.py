@@ -3,8 +3,8 @@
     python benchmarks/format.py [--rows 50000] [--runs 3] [--tokenizer FOLDER] [--out benchmarks/results/format.json]
 
 Generated conversations of about 2 KB, none twice, converted once outside the clock; warm page cache, a fresh cache of
-`datasets` for every run. Whole commands, each in its own process, in turn, so that a machine that drifts drifts for all;
-those of datakit, which are over soon, after each of TRL's.
+`datasets` for every run. Whole commands, each in its own process, in turn, so that a machine that drifts drifts for
+all; those of datakit, which are over soon, after each of TRL's.
 
     trl             SFTTrainer with its defaults: every token is trained
     trl assistant   assistant_only_loss=True, which is what `datakit format` gives
