@@ -19,7 +19,7 @@ from datakit.formats.reshape import reshape
 from datakit.messages import Message
 from datakit.schema import Layout, layout
 from datakit.templates.environment import Refused, Slow
-from datakit.templates.spans import Proof, Unproven, shared
+from datakit.templates.spans import Proof, Span, Unproven, shared
 from datakit.templates.template import Template
 
 PATIENCE: Final = 5
@@ -104,10 +104,12 @@ class Jobs:
         if not self.foresees or self.template is None:
             return [None] * len(rows)
         alone = [not row.get("tools") and not row.get("chat_template_kwargs") for row in rows]
-        plain = compress((row["messages"] for row in rows), alone)
-        made = iter(self.template.foresee(list(plain)))
-        known = (next(made) if own else None for own in alone)
-        return [None if row is None or self._may_be_long(row.text) else Job({"text": Text(*row)}) for row in known]
+        foreseen = iter(self.template.foresee([row["messages"] for row in compress(rows, alone)]))
+        jobs: list[Job | None] = []
+        for row, own in zip(rows, alone, strict=True):
+            known = next(foreseen) if own else None
+            jobs.append(None if known is None else Job({"text": self._text(*known, row["messages"])}))
+        return jobs
 
     def make(self, record: Record) -> Job:
         """The job of a row.
@@ -179,11 +181,29 @@ class Jobs:
     def _conversation(self, record: Record) -> Job:
         messages, tools, kwargs = record["messages"], record.get("tools"), record.get("chat_template_kwargs")
         text, proof = self._for(tools).prove(messages, tools, kwargs)
-        made = Text(text, self._chosen(messages, text, proof))
-        if self._may_be_long(text):
-            made.head = self._head(messages, tools, kwargs, text)
-            made.edges = [made.head] * (made.head > 0) + [span.end for span in proof.spans[:-1]]
+        made = self._text(text, self._chosen(messages, text, proof), messages, tools, kwargs, proof.spans)
         return Job({"text": made}, notes=_notes(proof, "messages"))
+
+    def _text(
+        self,
+        text: str,
+        spans: Spans,
+        messages: Sequence[Message],
+        tools: Any = None,
+        kwargs: Any = None,
+        turns: Sequence[Span] | None = None,
+    ) -> Text:
+        """The text of a conversation, with the places at which it can be cut into windows if it may be long.
+
+        Args:
+            turns: the spans of all assistant turns, where `spans` are not those.
+        """
+        made = Text(text, spans)
+        if self._may_be_long(text):
+            ends = [span[-1] for span in (spans if turns is None else turns)]
+            made.head = self._head(messages, tools, kwargs, text)
+            made.edges = [made.head] * (made.head > 0) + ends[:-1]
+        return made
 
     def _may_be_long(self, text: str) -> bool:
         """Whether a text may have more tokens than a row; it has no more than bytes, four to a letter at most."""

@@ -71,11 +71,11 @@ def _inside(ids: Ids, first: Places, after: Places) -> Ids:
     return np.where(inside, ids, np.int32(IGNORED))
 
 
-def to_bytes(text: str, spans: Sequence[tuple[int, int]]) -> list[ByteSpan]:
+def to_bytes(text: str, spans: Sequence[ByteSpan]) -> Sequence[ByteSpan]:
     """Spans in characters as spans in the UTF-8 of the text."""
     if text.isascii():
-        return list(spans)
-    done = []
+        return spans
+    done: list[ByteSpan] = []
     at = size = 0
     for start, end in spans:
         size += len(text[at:start].encode())

@@ -120,7 +120,7 @@ class _Sequences:
         plain = [text.text for text in texts]
         ids, offsets = self.formatter.encoder.encode_flat(plain)
         starts, ends, bases = self.formatter.positions.of_batch(plain, ids, offsets)
-        spans = [text.spans if text.text.isascii() else to_bytes(text.text, text.spans) for text in texts]
+        spans = [to_bytes(text.text, text.spans) for text in texts]
         labels, trained, straddling = label(ids, offsets, starts, ends, bases, spans)
         bad: dict[int, Finding] = {}
         if "steps" in rows[0].job.extra:

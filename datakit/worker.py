@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import orjson
 import pyarrow as pa
 
-from datakit.errors import DatakitError, UnreadableInput
+from datakit.errors import DatakitError, InternalError, UnreadableInput
 from datakit.limit import ROOM, limit_memory
 from datakit.output.rowgroup import RowGroup, encode
 from datakit.reading import columnar
@@ -104,7 +104,7 @@ def unpack_block(header: dict[str, Any], payload: bytes) -> Block:
 
 def write_result(stream: IO[bytes], result: Result, schema: pa.Schema) -> None:
     """Send a result, with its batch as the row group that it will be: encoding is work for many."""
-    group = RowGroup(0, b"", b"") if result.batch is None else encode(result.batch, schema)
+    group = None if result.batch is None else _encoded(result.batch, schema)
     first = result.rows[0] if result.rows else 0
     consecutive = not result.rows or result.rows[-1] - first + 1 == len(result.rows) == len(set(result.rows))
     header = {
@@ -114,15 +114,25 @@ def write_result(stream: IO[bytes], result: Result, schema: pa.Schema) -> None:
         "origins": result.origins,
         "rows": [first, len(result.rows)] if consecutive else result.rows,
         "consecutive": consecutive,
-        "written": group.rows,
+        "written": None if group is None else group.rows,
     }
-    write_message(stream, ["ok", header], result.digests, result.conflicts, group.footer, group.pages)
+    pages = () if group is None else (group.footer, group.pages)
+    write_message(stream, ["ok", header], result.digests, result.conflicts, *pages)
+
+
+def _encoded(batch: pa.RecordBatch, schema: pa.Schema) -> RowGroup:
+    try:
+        return encode(batch, schema)
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError) as error:  # of the input, these would be its damage
+        raise InternalError(f"rows cannot be written: {error}", "Please report this.") from None
 
 
 def read_result(header: dict[str, Any], parts: list[bytes]) -> Result:
     """The result that an answer holds."""
-    digests, conflicts, footer, pages = parts
-    group = RowGroup(header["written"], pages, footer) if header["written"] else None
+    digests, conflicts, *encoded = parts
+    group = None if header["written"] is None else RowGroup(header["written"], encoded[1], encoded[0])
     rows = header["rows"]
     if header["consecutive"]:
         rows = range(rows[0], rows[0] + rows[1])

@@ -86,11 +86,14 @@ def run(plan: Plan, folder: Path) -> Outcome:
     pool: Any = InThisProcess()
     outcome = Outcome(judge(plan, gather(plan, pool, None), "convert"))
     path = folder / "shard.parquet"
-    writer = ShardWriter(path)
     for result in pool.results:
         outcome.rejects += result.rejects
-        if result.batch is not None:
-            writer.write(encode(result.batch, plan.step.schema()))
+    batches = [result.batch for result in pool.results if result.batch is not None]
+    if not batches:
+        return outcome
+    writer = ShardWriter(path)
+    for batch in batches:
+        writer.write(encode(batch, plan.step.schema()))
     writer.close()
     for batch in pq.read_table(path).to_batches():
         outcome.rows += plain_rows(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datakit.errors import InternalError
+from datakit.findings import BadRow
+from datakit.jobs import Jobs
+from datakit.schema import layout
 from datakit.templates import foresight
 from datakit.templates.environment import Refused
 from datakit.templates.spans import Unproven
@@ -51,6 +55,26 @@ def test_it_is_what_is_proven_of_each_row(source, rows):
         proven(used, row)
     for row, found in zip(rows, used.foresee(rows), strict=True):
         assert found is None or found == proven(Template(source, SPECIAL), row)
+
+
+@pytest.mark.parametrize("windows", [None, 40])
+@settings(max_examples=100, deadline=None)
+@given(st.lists(CONVERSATIONS.filter(bool), max_size=8), st.lists(st.booleans(), min_size=8, max_size=8))
+def test_jobs_are_those_that_are_made_one_by_one(windows, conversations, with_tools):
+    def jobs() -> Jobs:
+        template = Template(CHATML, SPECIAL)
+        return Jobs("sft", layout("sft", "messages", True), template, None, "all", [], "</s>", windows)
+
+    rows = [
+        {"messages": row, "tools": [{"type": "function"}] if tools else None}
+        for row, tools in zip(conversations, with_tools, strict=False)
+    ]
+    used = jobs()
+    for row in rows:
+        with suppress(BadRow):
+            used.make(row)
+    for row, found in zip(rows, used.foresee(rows), strict=True):
+        assert found is None or found == jobs().make(row)
 
 
 def turns(*texts: str) -> list[dict[str, Any]]:
@@ -126,7 +150,7 @@ def test_a_row_that_is_refused_when_it_is_rendered_is_refused_alone(monkeypatch)
     template.prove(turns("q", "a"))
     rows = [turns(str(number), "b") for number in range(LOOKED_AT + 2)]
 
-    def render(row: list[dict[str, str]], *_: Any) -> str:
+    def render(*_: Any) -> str:
         raise Refused("it takes too long")
 
     monkeypatch.setattr(template, "render", render)

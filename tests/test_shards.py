@@ -13,9 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datakit import worker
+from datakit.errors import InternalError
 from datakit.output import footer
 from datakit.output.rowgroup import MAGIC, encode
 from datakit.output.shards import ShardWriter
+from datakit.step import Result
+from datakit.tally import Tally
 
 SCHEMA = pa.schema(
     [
@@ -120,6 +124,13 @@ def test_a_footer_is_read_and_written_without_a_change(table, options):
     assert footer.merge([(0, data)]) == data
 
 
+def test_row_groups_of_two_schemas_make_no_file():
+    with pytest.raises(ValueError, match="another schema"):
+        footer.merge([(0, footer_of(WIDE)), (1000, footer_of(NESTED))])
+    with pytest.raises(ValueError, match="without a row group"):
+        footer.merge([])
+
+
 def test_pages_are_found_where_they_have_moved_to():
     apart = [footer_of(WIDE, write_page_index=True, row_group_size=2) for _ in range(2)]
     merged = footer.merge([(0, apart[0]), (1000, apart[1])])
@@ -135,3 +146,23 @@ def test_pages_are_found_where_they_have_moved_to():
                 assert getattr(other, name) == getattr(one, name) + 1000
             assert other.has_column_index
             assert one.total_compressed_size == other.total_compressed_size
+
+
+@pytest.mark.parametrize("error", [OSError("zstd"), pa.ArrowInvalid("nulls")], ids=["system", "arrow"])
+def test_rows_that_cannot_be_written_are_no_damage_of_the_input(error, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "encode", broken)
+    result = Result(batch([]), [], Tally(), b"", b"", [], [])
+    with pytest.raises(InternalError, match="cannot be written"):
+        worker.write_result(io.BytesIO(), result, SCHEMA)
+
+
+def test_a_worker_without_memory_for_encoding_dies_of_it(monkeypatch):
+    def full(*_: Any) -> None:
+        raise pa.ArrowMemoryError("full")
+
+    monkeypatch.setattr(worker, "encode", full)
+    with pytest.raises(MemoryError):
+        worker.write_result(io.BytesIO(), Result(batch([]), [], Tally(), b"", b"", [], []), SCHEMA)

@@ -52,7 +52,7 @@ def _free(path: Path | str) -> str:
 
 
 class HashedFile:
-    """A new file that is hashed as it is written; pyarrow writes to it like to any file."""
+    """A new file that is hashed as it is written."""
 
     def __init__(self, path: Path) -> None:
         _announce("open", path)
@@ -62,30 +62,12 @@ class HashedFile:
         self.bytes = 0
         self.closed = False
 
-    def write(self, data: Any) -> int:
-        if self.closed:
-            return len(data)  # a writer that is thrown away wants to write its footer
+    def write(self, data: bytes | memoryview) -> None:
         _announce("write", self.path)
         view = memoryview(data).cast("B")
         self._hash.update(view)
         self.bytes += len(view)
         self._handle.write(view)
-        return len(view)
-
-    def tell(self) -> int:
-        return self.bytes
-
-    def flush(self) -> None:
-        self._handle.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
 
     @property
     def sha256(self) -> str:

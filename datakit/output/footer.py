@@ -23,7 +23,7 @@ Struct = dict[int, tuple[int, Any]]
 """Number of a field -> its type and value, in the order of the file."""
 
 # of FileMetaData
-ROWS, GROUPS = 3, 4
+SCHEMA, ROWS, GROUPS = 2, 3, 4
 # of RowGroup
 COLUMNS, GROUP_ROWS, GROUP_OFFSET = 1, 3, 5
 # of ColumnChunk, and of the ColumnMetaData in it
@@ -37,6 +37,9 @@ def merge(footers: Iterable[tuple[int, bytes]]) -> bytes:
 
     Args:
         footers: of files with one schema, each with the bytes by which its pages have moved; at least one.
+
+    Raises:
+        ValueError: there is none, or one has another schema.
     """
     whole: Struct = {}
     groups: list[Struct] = []
@@ -46,7 +49,12 @@ def merge(footers: Iterable[tuple[int, bytes]]) -> bytes:
         for group in its_groups:
             _move(group, moved)
             groups.append(group)
-        whole = whole or own
+        if not whole:
+            whole = own
+        elif own[SCHEMA] != whole[SCHEMA]:
+            raise ValueError("a row group of another schema")
+    if not whole:
+        raise ValueError("a file without a row group")
     whole[ROWS] = (I64, sum(group[GROUP_ROWS][1] for group in groups))
     whole[GROUPS] = (LIST, (STRUCT, groups))
     out = bytearray()

@@ -1,6 +1,6 @@
 """How rows are encoded: one Parquet row group per batch, zstd, a checksum on every page.
 
-That takes as long as making the rows, so it is done where they were made, usually in a worker. The process that writes
+That takes a good part of the time, so it is done where the rows were made, usually in a worker. The process that writes
 the shard copies bytes; see `datakit.output.shards`.
 """
 

@@ -15,7 +15,7 @@ from datakit.output.rowgroup import MAGIC, RowGroup
 
 
 class ShardWriter:
-    """Writes one shard; the file appears complete or is discarded. All row groups have the same schema."""
+    """Writes one shard; the file appears complete or is discarded."""
 
     def __init__(self, path: Path) -> None:
         self.rows = 0
@@ -30,7 +30,7 @@ class ShardWriter:
         self.rows += group.rows
 
     def close(self) -> tuple[int, str]:
-        """Finish the file; its bytes and SHA-256."""
+        """Finish the file, which has at least one row group; its bytes and SHA-256."""
         footer = merge(self._footers)
         self.file.write(footer + len(footer).to_bytes(4, "little") + MAGIC)
         self.file.close()

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from datakit.findings import Finding
 from datakit.reading.foreign import as_json, holds_foreign
@@ -32,8 +33,6 @@ _ALLOWED_EXTENSIONS: Final = ("arrow.json", "arrow.uuid", "arrow.bool8")
 def layout_of(path: str) -> list[tuple[int, int]]:
     """(rows, decoded bytes) of every row group or record batch."""
     if _is_parquet(path):
-        import pyarrow.parquet as pq  # 35 ms that workers on texts do not need
-
         with pq.ParquetFile(path) as file:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             return [(group.num_rows, group.total_byte_size) for group in groups]
@@ -71,8 +70,6 @@ class _Cursor:
     def __init__(self, path: str, part: int, columns: Columns, rows: int) -> None:
         self.key, self.at = (path, part, columns), 0
         if _is_parquet(path):
-            import pyarrow.parquet as pq
-
             file = pq.ParquetFile(path, page_checksum_verification=True)
             names = list(columns) if columns else None
             batches = file.iter_batches(batch_size=rows, row_groups=[part], columns=names, use_threads=False)
@@ -196,8 +193,6 @@ def peek(path: str, count: int) -> list[dict[str, Any]]:
 def schema_of(path: str) -> pa.Schema:
     """The Arrow schema of a file."""
     if _is_parquet(path):
-        import pyarrow.parquet as pq
-
         return pq.read_schema(path)
     return next(_batches(path)).schema
 

@@ -72,17 +72,15 @@ class Wanted(NamedTuple):
             return False
         if self.apart and len(set(texts)) < len(texts):
             return False
-        if self.borders and any(map(self._meets, texts)):
-            return False
-        whole = "\0".join(texts) if self.constants else ""
-        return not any(constant in whole for constant in self.constants)
+        return not (self.borders and any(map(self._meets, texts))) and not self._stands_in(texts)
 
     def allows_all(self, texts: Sequence[str]) -> bool:
         """Whether all rows that are made of these texts are allowed; seen at one glance, and often true."""
-        if self.apart or self.borders:
-            return False
+        return not self.apart and not self.borders and not self._stands_in(texts)
+
+    def _stands_in(self, texts: Sequence[str]) -> bool:
         whole = "\0".join(texts) if self.constants else ""
-        return not any(constant in whole for constant in self.constants)
+        return any(constant in whole for constant in self.constants)
 
     def _meets(self, text: str) -> bool:
         """Whether a text can be a part of a constant together with what stands beside it."""
