@@ -285,10 +285,11 @@ class Formatter:
         state.tally.rows_in += len(rows)
         for raw, known in zip(rows, foreseen, strict=True):
             place = [raw.get(SOURCE), raw.get(ROW)]
-            record = {name: raw.pop(name) for name in self.columns}
             if known is not None:
+                del raw["messages"]  # its text is there by now
                 yield _Row(place, raw, known)
                 continue
+            record = {name: raw.pop(name) for name in self.columns}
             for name in self.plan.optional:
                 if raw.get(name):
                     record[name] = raw[name]
